@@ -1,0 +1,1 @@
+"""The nanochat programs, one module per stage; the only place that joins the libraries."""

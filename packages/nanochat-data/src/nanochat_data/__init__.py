@@ -1,0 +1,1 @@
+"""Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""

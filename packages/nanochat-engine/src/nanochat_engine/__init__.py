@@ -1,0 +1,1 @@
+"""Inference engine for nanochat-like models: KV cache, continuous batching, sampling, tools."""

@@ -1,0 +1,1 @@
+"""The nanochat GPT: forward pass, loss, accounting and safetensors checkpoints."""

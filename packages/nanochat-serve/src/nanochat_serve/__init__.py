@@ -1,0 +1,1 @@
+"""aiohttp chat server and chat page for any backend that streams text."""

@@ -1,0 +1,1 @@
+"""Training for nanochat: MuonAdamW, the depth recipe, pretraining and SFT loops, checkpoints, metrics."""
