@@ -1,0 +1,82 @@
+"""Attention of the GPT: rotary embeddings, and causal attention over a whole sequence, a sliding window or a KV cache.
+
+Shapes: B batch, T time, S cache slots, H query heads, K KV heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rotary_table(
+    num_positions: int, head_dim: int, base: float, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (num_positions, D / 2) in float32 for positions 0, 1, ..."""
+    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    angles = torch.outer(
+        torch.arange(num_positions, dtype=torch.float32, device=device), base ** -(channels / head_dim)
+    )
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates x (B, T, H, D) by position; cos and sin (B or 1, T, 1, D / 2). Channel d pairs with channel d + D / 2."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
+    """Attention of each query to itself and up to `window` keys on its left.
+
+    q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D).
+    """
+    group = q.size(2) // k.size(2)
+    q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q, k, v))
+    if group > 1:
+        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
+    if window + 1 >= q.size(1):
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+    else:
+        y_BHTD = _banded_attention(q_BHTD, k_BHTD, v_BHTD, window)
+    return y_BHTD.transpose(1, 2)
+
+
+def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Sliding windows (B, H, T, D): blocks of `window` queries, each over its own and the previous block of keys.
+
+    Costs T * 2 * window scores instead of T * T and needs no (T, T) mask.
+    """
+    B, H, T, D = q.shape
+    block = max(window, 1)
+    num_blocks = -(-T // block)
+    q, k, v = (F.pad(x, (0, 0, 0, num_blocks * block - T)).view(B, H, num_blocks, block, D) for x in (q, k, v))
+    # The block before the first is zeros and masked.
+    k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), dim=3) for x in (k, v))
+    query = torch.arange(block, device=q.device)[:, None] + block
+    key = torch.arange(2 * block, device=q.device)[None, :]
+    seen = (key <= query) & (query - key <= window)
+    mask = seen.repeat(num_blocks, 1, 1)
+    mask[0, :, :block] = False
+    q, k, v = (x.flatten(1, 2) for x in (q, k, v))  # heads and blocks side by side: (B, H * blocks, ., D)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(H, 1, 1)[None])
+    return y.view(B, H, num_blocks * block, D)[:, :, :T]
+
+
+def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, *, window: int) -> Tensor:
+    """Attention of a chunk's queries to a cache that already holds the chunk.
+
+    q (B, T, H, D), caches (B, S, K, D), positions (B, T): a key at slot s is seen when 0 <= position - s <= window.
+    """
+    B, T, H, D = q.shape
+    S, K = k_cache.shape[1:3]
+    distance = positions[:, :, None] - torch.arange(S, device=q.device)
+    seen = (distance >= 0) & (distance <= window)
+    # Query heads that share a KV head stand side by side as further queries, so that keys are never repeated.
+    group = H // K
+    q_BKGTD = q.view(B, T, K, group, D).permute(0, 2, 3, 1, 4).reshape(B, K, group * T, D)
+    y = F.scaled_dot_product_attention(
+        q_BKGTD, k_cache.transpose(1, 2), v_cache.transpose(1, 2), attn_mask=seen.repeat(1, group, 1)[:, None]
+    )
+    return y.view(B, K, group, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)

@@ -1,0 +1,327 @@
+"""The GPT: token ids in, logits or a loss out, with or without a KV cache.
+
+Shapes: B batch, T time, V vocabulary, C n_embd, H query heads, K KV heads, D head dim. Formulas follow
+karpathy/nanochat; `GPTConfig` switches its later additions off for the classic variant.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_model import accounting
+from nanochat_model.attention import apply_rotary, cached_attention, causal_attention, rotary_table
+from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_model.loss import IGNORED, softcap_logits, summed_loss, token_losses
+from nanochat_model.protocols import KVCacheLike
+
+ROTARY_HEADROOM = 10
+"""The rotary table covers this many training sequence lengths, so that evaluations may run past the training length."""
+
+
+class Linear(nn.Linear):
+    """A linear map without bias whose float32 weight is cast to the activations' dtype."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def rms_norm(x: Tensor, eps: float | None) -> Tensor:
+    """RMSNorm without parameters over the last dimension."""
+    return F.rms_norm(x, (x.size(-1),), eps=eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.window = config.window(layer_idx)
+        kv_dim = config.n_kv_head * config.head_dim
+        self.c_q = Linear(config.n_embd, config.n_embd)
+        self.c_k = Linear(config.n_embd, kv_dim)
+        self.c_v = Linear(config.n_embd, kv_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        if config.has_value_embedding(layer_idx):
+            self.ve_gate = Linear(VALUE_GATE_CHANNELS, config.n_kv_head)
+
+    def forward(
+        self,
+        x: Tensor,
+        value_embedding: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor | None,
+        kv_cache: KVCacheLike | None,
+    ) -> Tensor:
+        """x (B, T, C), value_embedding (B, T, K D), cos and sin (., T, 1, D / 2), positions (B, T) -> (B, T, C)."""
+        B, T, _ = x.shape
+        config = self.config
+        q = self.c_q(x).view(B, T, config.n_head, config.head_dim)
+        k = self.c_k(x).view(B, T, config.n_kv_head, config.head_dim)
+        v = self.c_v(x).view(B, T, config.n_kv_head, config.head_dim)
+        if value_embedding is not None:
+            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))
+            v = v + gate[..., None] * value_embedding.view_as(v)
+        q, k = (rms_norm(apply_rotary(part, cos, sin), config.norm_eps) for part in (q, k))
+        if config.qk_scale != 1.0:
+            q, k = q * config.qk_scale, k * config.qk_scale
+        if kv_cache is None:
+            y = causal_attention(q, k, v, window=self.window)
+        else:
+            assert positions is not None
+            k_cache, v_cache = kv_cache.get_layer_cache(self.layer_idx)
+            rows = torch.arange(B, device=x.device)[:, None]
+            k_cache[rows, positions] = k.to(k_cache.dtype)
+            v_cache[rows, positions] = v.to(v_cache.dtype)
+            y = cached_attention(q, k_cache.to(q.dtype), v_cache.to(q.dtype), positions, window=self.window)
+        projected: Tensor = self.c_proj(y.reshape(B, T, config.n_embd))
+        return projected
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """c_proj(relu(c_fc x)^2): (B, T, C) -> (B, T, C)."""
+        y: Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
+        return y
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attn = Attention(config, layer_idx)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        value_embedding: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor | None,
+        kv_cache: KVCacheLike | None,
+    ) -> Tensor:
+        x = x + self.attn(rms_norm(x, self.eps), value_embedding, cos, sin, positions, kv_cache)
+        y: Tensor = x + self.mlp(rms_norm(x, self.eps))
+        return y
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer.
+
+    Linear weights and scalars are float32; the embeddings are stored in `compute_dtype`, which is also the dtype of all
+    activations. Logits and losses are float32. No autocast is used.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    resid_lambdas: nn.Parameter
+    x0_lambdas: nn.Parameter
+    smear_lambda: nn.Parameter
+    backout_lambda: nn.Parameter
+
+    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        V, C, L = config.padded_vocab_size, config.n_embd, config.n_layer
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(V, C), "h": nn.ModuleList([Block(config, i) for i in range(L)])}
+        )
+        self.lm_head = Linear(C, V)
+        if config.residual_scalars:
+            self.resid_lambdas = nn.Parameter(torch.ones(L))
+            self.x0_lambdas = nn.Parameter(torch.zeros(L))
+        if config.smear:
+            self.smear_gate = Linear(SMEAR_GATE_CHANNELS, 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.zeros(1))
+        kv_dim = config.n_kv_head * config.head_dim
+        self.value_embeds = nn.ModuleDict(
+            {str(i): nn.Embedding(V, kv_dim) for i in range(L) if config.has_value_embedding(i)}
+        )
+        cos, sin = rotary_table(config.sequence_len * ROTARY_HEADROOM, config.head_dim, config.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        # fp16 has too narrow a range for embeddings that are trained; they stay float32 and are cast when read.
+        self.embedding_dtype = torch.float32 if compute_dtype == torch.float16 else compute_dtype
+        for embedding in self._embeddings():
+            embedding.to(self.embedding_dtype)
+
+    def _embeddings(self) -> list[nn.Module]:
+        return [self.transformer["wte"], *self.value_embeds.values()]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 42) -> None:
+        """Fills every parameter as the reference does, from a generator of its own."""
+        config = self.config
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+
+        def fill(
+            parameter: Tensor, *, normal: float | None = None, bound: float | None = None, low: float = 0.0
+        ) -> None:
+            values = torch.empty(parameter.shape, dtype=torch.float32)
+            if normal is not None:
+                values.normal_(0.0, normal, generator=generator)
+            elif bound is not None:
+                values.uniform_(low, bound, generator=generator)
+            parameter.copy_(values)
+
+        bound = math.sqrt(3.0 / config.n_embd)
+        fill(self.wte.weight, normal=0.8)
+        fill(self.lm_head.weight, normal=0.001)
+        for block in self.blocks:
+            for linear in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+                fill(linear.weight, bound=bound, low=-bound)
+            fill(block.mlp.c_fc.weight, bound=0.4 * bound, low=-0.4 * bound)
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+            if hasattr(block.attn, "ve_gate"):
+                fill(block.attn.ve_gate.weight, bound=0.02)
+        for embedding in self.value_embeds.values():
+            assert isinstance(embedding, nn.Embedding)
+            fill(embedding.weight, bound=bound, low=-bound)
+        if config.residual_scalars:
+            depth = torch.arange(config.n_layer, dtype=torch.float32) / max(config.n_layer - 1, 1)
+            self.resid_lambdas.copy_(1.15 - 0.10 * depth)
+            self.x0_lambdas.copy_(0.20 - 0.15 * depth)
+        if config.smear:
+            fill(self.smear_gate.weight, bound=0.02)
+            self.smear_lambda.zero_()
+        if config.backout:
+            self.backout_lambda.fill_(0.2)
+
+    @property
+    def wte(self) -> nn.Embedding:
+        wte = self.transformer["wte"]
+        assert isinstance(wte, nn.Embedding)
+        return wte
+
+    @property
+    def blocks(self) -> list[Block]:
+        blocks = self.transformer["h"]
+        assert isinstance(blocks, nn.ModuleList)
+        return list(blocks)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a conversation may have."""
+        return self.config.sequence_len
+
+    @property
+    def kv_spec(self) -> accounting.KVSpec:
+        config = self.config
+        return accounting.KVSpec(
+            num_layers=config.n_layer, num_kv_heads=config.n_kv_head, head_dim=config.head_dim, dtype=self.compute_dtype
+        )
+
+    def forward(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
+        """token_ids (B, T) -> logits (B, T, V) float32; (B, 1, V) where the cache sets `logits_at`."""
+        x = self._hidden(token_ids, kv_cache)
+        if kv_cache is not None and kv_cache.logits_at is not None:
+            rows = torch.arange(x.size(0), device=x.device)
+            x = x[rows, kv_cache.logits_at][:, None]
+        return softcap_logits(F.linear(x, self._unembedding(x.dtype)), self.config.softcap)
+
+    def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+        """Cross-entropy in nats of targets (B, T) given token_ids (B, T); targets of -1 are ignored.
+
+        `none` gives (B, T) with 0 at ignored targets. `mean` is over supervised targets, and 0 where there is none.
+        """
+        hidden = self._hidden(token_ids, None).flatten(0, 1)
+        flat = targets.flatten()
+        weight = self._unembedding(hidden.dtype)
+        if reduction == "none":
+            return token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
+        total = summed_loss(hidden, weight, flat, self.config.softcap)
+        return total if reduction == "sum" else total / (flat != IGNORED).sum().clamp(min=1)
+
+    def _unembedding(self, dtype: torch.dtype) -> Tensor:
+        return self.lm_head.weight[: self.config.vocab_size].to(dtype)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        return rms_norm(self.wte(token_ids).to(self.compute_dtype), self.config.norm_eps)
+
+    def _hidden(self, token_ids: Tensor, kv_cache: KVCacheLike | None) -> Tensor:
+        """The last normalised residual stream (B, T, C)."""
+        config = self.config
+        B, T = token_ids.shape
+        positions = None
+        if kv_cache is None:
+            if self.cos.size(0) < T:
+                raise ValueError(f"a sequence of {T} tokens is longer than the {self.cos.size(0)} that positions reach")
+            cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
+        else:
+            positions = kv_cache.lengths[:, None] + torch.arange(T, device=token_ids.device)
+            kv_cache.token_ids[torch.arange(B, device=token_ids.device)[:, None], positions] = token_ids
+            cos, sin = self.cos[positions, None], self.sin[positions, None]
+        cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+
+        x = self._embed(token_ids)
+        if config.smear:
+            x = self._smear(x, positions, kv_cache)
+        x0 = x
+        x_mid = x
+        for i, block in enumerate(self.blocks):
+            if config.residual_scalars:
+                x = self.resid_lambdas[i].to(x.dtype) * x + self.x0_lambdas[i].to(x.dtype) * x0
+            value_embedding = (
+                self.value_embeds[str(i)](token_ids).to(x.dtype) if config.has_value_embedding(i) else None
+            )
+            x = block(x, value_embedding, cos, sin, positions, kv_cache)
+            if i == config.n_layer // 2:
+                x_mid = x
+        if config.backout:
+            x = x - self.backout_lambda.to(x.dtype) * x_mid
+        if kv_cache is not None:
+            kv_cache.advance(T)
+        return rms_norm(x, config.norm_eps)
+
+    def _smear(self, x: Tensor, positions: Tensor | None, kv_cache: KVCacheLike | None) -> Tensor:
+        """x_t + lambda * sigmoid(gate(x_t)) * x_{t-1}; the token before a chunk is looked up in the cache by its id."""
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))
+        if kv_cache is None or positions is None:
+            return torch.cat((x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]), dim=1)
+        first = positions[:, :1]
+        before = self._embed(kv_cache.token_ids.gather(1, (first - 1).clamp(min=0))) * (first > 0)[..., None]
+        return x + gate * torch.cat((before, x[:, :-1]), dim=1)
+
+    # Accounting, so that a trainer, a planner and a server need not know the architecture.
+
+    def param_roles(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by role: matrix, embedding, value_embedding, unembedding, resid_scalar, x0_scalar, smear."""
+        return accounting.param_roles(self)
+
+    def param_counts(self) -> dict[str, int]:
+        """Number of parameters by role, and their `total`."""
+        return accounting.param_counts(self)
+
+    def flops_per_token(self, num_tokens: int | None = None) -> int:
+        """Training FLOPs (forward and backward) per token at sequences of `num_tokens`, default the training length."""
+        return accounting.flops_per_token(self, num_tokens or self.config.sequence_len)
+
+    def decode_flops(self, context: int) -> int:
+        """FLOPs to decode one token after `context` tokens."""
+        return accounting.decode_flops(self, context)
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values a token occupies in a cache."""
+        return accounting.kv_bytes_per_token(self)

@@ -1,0 +1,216 @@
+"""The GPT against oracles: transformers, a plain loss, masked attention, and its own full forward pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nanochat_model import GPT, GPTConfig, convert
+from nanochat_model.attention import cached_attention, causal_attention
+from nanochat_model.loss import softcap_logits, summed_loss
+from nanochat_model.testing import PlainKVCache, check_cached_equals_full
+
+SIZES = {"sequence_len": 64, "vocab_size": 131, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64}
+
+
+def random_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """Weights all away from zero, so that no term of the formulas can hide."""
+    model = GPT(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_classic_variant_equals_transformers(n_kv_head):
+    model = random_model(GPTConfig.classic(**SIZES | {"n_kv_head": n_kv_head}))
+    hf_model = convert.to_transformers(model)
+    ids = torch.randint(0, 131, (2, 50))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=0)
+        back = convert.from_transformers(hf_model)
+        torch.testing.assert_close(back(ids), model(ids), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"value_embeddings": True}, {"smear": True}, {"qk_scale": 1.2}, {"window_pattern": "SL", "sequence_len": 1024}],
+)
+def test_conversion_refuses_what_transformers_cannot_express(switch):
+    model = GPT(GPTConfig.classic(**SIZES | switch))
+    with pytest.raises(ValueError, match=next(iter(switch))):
+        convert.to_transformers(model)
+
+
+def test_modern_forward_equals_a_plain_transcription():
+    """REFERENCE formulas written out per position and layer, with dense masks."""
+    config = GPTConfig(**SIZES | {"sequence_len": 512, "n_layer": 4, "window_pattern": "SSL"})
+    model = random_model(config)
+    ids = torch.randint(0, 131, (1, 300))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), transcription(model, ids), atol=1e-4, rtol=0)
+
+
+def transcription(model: GPT, ids: torch.Tensor) -> torch.Tensor:
+    config, state = model.config, model.state_dict()
+    L, H, K, D, T = config.n_layer, config.n_head, config.n_kv_head, config.head_dim, ids.size(1)
+
+    def rms(x):
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+
+    def rotate(x):  # (T, heads, D)
+        angle = torch.arange(T)[:, None] * 100_000.0 ** (-torch.arange(0, D, 2) / D)
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        return torch.cat(
+            (x[..., : D // 2] * cos + x[..., D // 2 :] * sin, -x[..., : D // 2] * sin + x[..., D // 2 :] * cos), -1
+        )
+
+    x = rms(state["transformer.wte.weight"][ids[0]])
+    smeared = x.clone()
+    for t in range(1, T):
+        smeared[t] = x[t] + state["smear_lambda"] * torch.sigmoid(state["smear_gate.weight"] @ x[t, :24]) * x[t - 1]
+    x = x0 = smeared
+    for i in range(L):
+        h = f"transformer.h.{i}."
+        x = state["resid_lambdas"][i] * x + state["x0_lambdas"][i] * x0
+        n = rms(x)
+        q = (n @ state[h + "attn.c_q.weight"].T).view(T, H, D)
+        k = (n @ state[h + "attn.c_k.weight"].T).view(T, K, D)
+        v = (n @ state[h + "attn.c_v.weight"].T).view(T, K, D)
+        if i % 2 == (L - 1) % 2:
+            gate = 3 * torch.sigmoid(n[:, :12] @ state[h + "attn.ve_gate.weight"].T)
+            v = v + gate[..., None] * state[f"value_embeds.{i}.weight"][ids[0]].view(T, K, D)
+        q, k = rms(rotate(q)) * 1.2, rms(rotate(k)) * 1.2
+        window = 128 if (i % 3 < 2 and i < L - 1) else 512
+        y = torch.zeros(T, H, D)
+        distance = torch.arange(T)[:, None] - torch.arange(T)[None]
+        for head in range(H):
+            scores = q[:, head] @ k[:, head // (H // K)].T / D**0.5
+            scores[(distance < 0) | (distance > window)] = -torch.inf
+            y[:, head] = scores.softmax(-1) @ v[:, head // (H // K)]
+        x = x + y.reshape(T, H * D) @ state[h + "attn.c_proj.weight"].T
+        x = x + (rms(x) @ state[h + "mlp.c_fc.weight"].T).relu().square() @ state[h + "mlp.c_proj.weight"].T
+        if i == L // 2:
+            x_mid = x
+    x = rms(x - state["backout_lambda"] * x_mid)
+    return (15 * torch.tanh(x @ state["lm_head.weight"].T / 15))[None, :, : config.vocab_size]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    chunk=st.integers(1, 40),
+    variant=st.sampled_from(["modern", "classic", "windows"]),
+    num_tokens=st.integers(1, 40),
+)
+def test_cached_decoding_equals_the_full_forward(chunk, variant, num_tokens):
+    config = GPTConfig.classic(**SIZES) if variant == "classic" else GPTConfig(**SIZES)
+    model = random_model(config)
+    if variant == "windows":
+        for block in model.blocks[:-1]:
+            block.attn.window = 5
+    ids = torch.randint(0, 131, (2, num_tokens), generator=torch.Generator().manual_seed(num_tokens))
+    check_cached_equals_full(model, ids, chunk=chunk)
+
+
+def test_ragged_rows_and_padded_chunks_leave_no_trace():
+    model = random_model(GPTConfig(**SIZES))
+    prompts = [torch.randint(0, 131, (n,)) for n in (9, 4, 1)]
+    cache = PlainKVCache(model, 3, 32)
+    padded = torch.stack([F.pad(p, (0, 9 - len(p)), value=7) for p in prompts])
+    cache.counts = torch.tensor([9, 4, 1])
+    cache.logits_at = cache.counts - 1
+    following = torch.tensor([[3], [4], [5]])
+    with torch.inference_mode():
+        model(padded, kv_cache=cache)
+        cache.counts, cache.logits_at = torch.tensor([1, 0, 1]), None  # the middle row idles
+        model(following, kv_cache=cache)
+        cache.counts = torch.tensor([1, 1, 1])
+        logits = model(torch.tensor([[8], [4], [8]]), kv_cache=cache)
+        for row, tail in enumerate([[3, 8], [4], [5, 8]]):
+            full = model(torch.cat((prompts[row], torch.tensor(tail)))[None])
+            torch.testing.assert_close(logits[row, 0], full[0, -1], atol=2e-5, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(T=st.integers(1, 50), window=st.integers(1, 60), heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]))
+def test_windowed_attention_and_its_gradient_equal_masked_attention(T, window, heads):
+    H, K = heads
+    generator = torch.Generator().manual_seed(T * 100 + window)
+    q = torch.randn(2, T, H, 8, generator=generator, requires_grad=True)
+    k, v = (torch.randn(2, T, K, 8, generator=generator, requires_grad=True) for _ in range(2))
+    distance = torch.arange(T)[:, None] - torch.arange(T)[None]
+    mask = (distance >= 0) & (distance <= window)
+    expanded = [x.repeat_interleave(H // K, dim=2).transpose(1, 2) for x in (k, v)]
+    expected = F.scaled_dot_product_attention(q.transpose(1, 2), *expanded, attn_mask=mask).transpose(1, 2)
+    actual = causal_attention(q, k, v, window=window)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    probe = torch.randn(expected.shape, generator=generator)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual, (q, k, v), probe), torch.autograd.grad(expected, (q, k, v), probe), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    positions = torch.arange(T).expand(2, T)
+    cached = cached_attention(q, k, v, positions, window=window)
+    torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_chunked_loss_and_gradients_equal_the_plain_ones(monkeypatch):
+    monkeypatch.setattr("nanochat_model.loss.CHUNK_ELEMENTS", 50 * 7)
+    hidden = torch.randn(33, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=True)
+    targets = torch.randint(0, 50, (33,))
+    targets[::4] = -1
+    plain = F.cross_entropy(softcap_logits(hidden @ weight.T, 15.0), targets, ignore_index=-1, reduction="sum")
+    chunked = summed_loss(hidden, weight, targets, 15.0)
+    torch.testing.assert_close(chunked, plain)
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * chunked, (hidden, weight)),
+        torch.autograd.grad(3 * plain, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_loss_reductions_agree_and_stay_finite_without_targets():
+    model = random_model(GPTConfig(**SIZES))
+    ids = torch.randint(0, 131, (2, 20))
+    targets = torch.randint(0, 131, (2, 20))
+    targets[0] = -1
+    per_token = model.loss(ids, targets, reduction="none")
+    expected = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    torch.testing.assert_close(per_token.flatten(), expected)
+    torch.testing.assert_close(model.loss(ids, targets, reduction="sum"), per_token.sum())
+    torch.testing.assert_close(model.loss(ids, targets), per_token.sum() / 20)
+    assert model.loss(ids, torch.full_like(targets, -1)).item() == 0.0
+
+
+def test_bfloat16_activations_keep_float32_weights_and_logits():
+    model = GPT(GPTConfig(**SIZES), compute_dtype=torch.bfloat16)
+    model.init_weights(0)
+    assert model.wte.weight.dtype == torch.bfloat16
+    assert model.lm_head.weight.dtype == torch.float32
+    exact = GPT(GPTConfig(**SIZES))
+    exact.init_weights(0)
+    ids = torch.randint(0, 131, (1, 30))
+    logits = model(ids)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, exact(ids), atol=0.05, rtol=0)
+
+
+def test_initial_weights_follow_the_reference():
+    model = GPT(GPTConfig(sequence_len=64, vocab_size=1000, n_layer=4, n_head=4, n_kv_head=4, n_embd=256))
+    model.init_weights(1)
+    block = model.blocks[0]
+    assert model.wte.weight.std().item() == pytest.approx(0.8, rel=0.02)
+    assert model.lm_head.weight.std().item() == pytest.approx(0.001, rel=0.02)
+    assert block.attn.c_q.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+    assert block.mlp.c_fc.weight.abs().max().item() == pytest.approx(0.4 * (3 / 256) ** 0.5, rel=0.01)
+    assert not block.mlp.c_proj.weight.any()
+    assert not block.attn.c_proj.weight.any()
+    torch.testing.assert_close(model.resid_lambdas.data, torch.tensor([1.15, 1.15 - 0.1 / 3, 1.15 - 0.2 / 3, 1.05]))
+    torch.testing.assert_close(model.x0_lambdas.data, torch.tensor([0.2, 0.15, 0.1, 0.05]))
+    assert model.backout_lambda.item() == pytest.approx(0.2)
+    assert model.smear_lambda.item() == 0.0
