@@ -1,0 +1,143 @@
+"""The one dial: from a depth, the width, heads, horizon, batch size, learning rates and weight decay of a run.
+
+Pure arithmetic on settings. Formulas and constants follow karpathy/nanochat: everything is scaled from a reference run
+of depth 12 with the same vocabulary and flags, whose batch is 2^19 tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH_TOKENS = 2**19
+REFERENCE_WIDTH = 768
+REFERENCE_WEIGHT_DECAY = 0.28
+BATCH_EXPONENT = 0.383
+"""The batch grows with the horizon to this power (Power Lines, arXiv 2505.13738)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """Learning rates as a user states them, before any scaling."""
+
+    unembedding: float = 0.008
+    embedding: float = 0.3
+    matrix: float = 0.02
+    scalar: float = 0.5
+    smear: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Every derived quantity of a pretraining run."""
+
+    depth: int
+    n_embd: int
+    n_head: int
+    sequence_len: int
+    """tokens"""
+    vocab_size: int
+    scaling_params: int
+    """block matrices + unembedding"""
+    horizon_tokens: int
+    """ratio * scaling_params; sets batch and decay even where something else sets the length"""
+    total_batch_size: int
+    """tokens per optimizer step, over all ranks"""
+    num_iterations: int
+    lr_scale: float
+    """sqrt(batch / reference batch), on every rate but the smear group's"""
+    weight_decay: float
+    """of the block matrices"""
+    rates: Rates
+
+    @classmethod
+    def from_depth(
+        cls,
+        depth: int,
+        *,
+        vocab_size: int = 32768,
+        sequence_len: int = 2048,
+        aspect_ratio: int = 64,
+        head_dim: int = 128,
+        target_param_data_ratio: float = 12.0,
+        num_iterations: int | None = None,
+        target_flops: float | None = None,
+        flops_per_token: int | None = None,
+        total_batch_size: int | None = None,
+        weight_decay: float = REFERENCE_WEIGHT_DECAY,
+        rates: Rates | None = None,
+    ) -> Self:
+        """Derives the run of this depth. Length: `num_iterations`, else `target_flops`, else the horizon.
+
+        `target_flops` needs the model's training FLOPs per token. Raises `ValueError` for settings that make no run.
+        """
+        for name, value in (("depth", depth), ("head_dim", head_dim), ("aspect_ratio", aspect_ratio)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        n_embd = model_width(depth, aspect_ratio=aspect_ratio, head_dim=head_dim)
+        params = scaling_params(depth, vocab_size=vocab_size, aspect_ratio=aspect_ratio, head_dim=head_dim)
+        reference = scaling_params(REFERENCE_DEPTH, vocab_size=vocab_size, aspect_ratio=aspect_ratio, head_dim=head_dim)
+        horizon = int(target_param_data_ratio * params)
+        reference_horizon = target_param_data_ratio * reference
+        if total_batch_size is None:
+            batch = REFERENCE_BATCH_TOKENS * (horizon / reference_horizon) ** BATCH_EXPONENT
+            total_batch_size = 2 ** round(math.log2(batch))
+        if total_batch_size < sequence_len:
+            raise ValueError(f"total_batch_size={total_batch_size} is less than one sequence of {sequence_len} tokens")
+        if num_iterations is None and target_flops is not None:
+            if flops_per_token is None:
+                raise ValueError(f"target_flops={target_flops:g} needs flops_per_token")
+            num_iterations = round(target_flops / (flops_per_token * total_batch_size))
+        if num_iterations is None:
+            num_iterations = horizon // total_batch_size
+        if num_iterations < 1:
+            raise ValueError(
+                f"these settings give {num_iterations} iterations; ask for a longer run or a smaller batch"
+            )
+        lr_scale = (total_batch_size / REFERENCE_BATCH_TOKENS) ** 0.5
+        return cls(
+            depth=depth,
+            n_embd=n_embd,
+            n_head=n_embd // head_dim,
+            sequence_len=sequence_len,
+            vocab_size=vocab_size,
+            scaling_params=params,
+            horizon_tokens=horizon,
+            total_batch_size=total_batch_size,
+            num_iterations=num_iterations,
+            lr_scale=lr_scale,
+            weight_decay=weight_decay * lr_scale * reference_horizon / horizon,
+            rates=rates or Rates(),
+        )
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows (quantity, value, where it comes from) for people to read."""
+        return [
+            ("width", f"{self.n_embd}", "depth * aspect ratio, rounded up to the head dimension"),
+            ("heads", f"{self.n_head}", "width / head dimension"),
+            ("scaling parameters", f"{self.scaling_params:,}", "block matrices + unembedding"),
+            ("horizon", f"{self.horizon_tokens:,} tokens", "ratio * scaling parameters"),
+            (
+                "batch",
+                f"{self.total_batch_size:,} tokens",
+                f"2^19 * (horizon / horizon at depth 12)^{BATCH_EXPONENT}, or as set",
+            ),
+            ("iterations", f"{self.num_iterations:,}", "as set, or from target FLOPs, or horizon / batch"),
+            ("learning-rate scale", f"{self.lr_scale:.4f}", "sqrt(batch / 2^19)"),
+            ("matrix weight decay", f"{self.weight_decay:.4f}", "0.28 * scale * horizon at depth 12 / horizon"),
+        ]
+
+
+def model_width(depth: int, *, aspect_ratio: int, head_dim: int) -> int:
+    """depth * aspect_ratio, rounded up to a multiple of head_dim."""
+    return -(-depth * aspect_ratio // head_dim) * head_dim
+
+
+def scaling_params(depth: int, *, vocab_size: int, aspect_ratio: int, head_dim: int) -> int:
+    """Parameters of the blocks (attention 4 C^2, MLP 8 C^2, value gates 12 K every other layer) and the unembedding."""
+    width = model_width(depth, aspect_ratio=aspect_ratio, head_dim=head_dim)
+    padded_vocab = -(-vocab_size // 64) * 64
+    value_gates = (depth + 1) // 2 * 12 * (width // head_dim)
+    return depth * 12 * width * width + value_gates + padded_vocab * width

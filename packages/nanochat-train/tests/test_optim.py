@@ -1,0 +1,141 @@
+"""MuonAdamW against torch's AdamW and a float64 transcription of Muon; schedules and recipe against worked values."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nanochat_train import MuonAdamW, Rates, Recipe, param_groups, schedules
+from nanochat_train.muon import POLAR_EXPRESS_COEFFICIENTS
+
+
+def test_adamw_groups_equal_torch():
+    start = torch.randn(7, 5)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    settings = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
+    our_optimizer = MuonAdamW([{"params": [ours], "kind": "adamw", **settings}])
+    their_optimizer = torch.optim.AdamW([theirs], **settings)
+    for _ in range(20):
+        ours.grad = theirs.grad = torch.randn(7, 5)
+        our_optimizer.step()
+        their_optimizer.step()
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def plain_muon(weight, grad, buffer, second, *, lr, momentum, beta2, weight_decay):
+    """One matrix in float64, formula by formula."""
+    m, n = weight.shape
+    buffer = momentum * buffer + (1 - momentum) * grad
+    g = (1 - momentum) * grad + momentum * buffer
+    frobenius = math.sqrt((g**2).sum())
+    g = torch.stack([row / math.sqrt((row**2).sum()) * frobenius / math.sqrt(m) for row in g])
+    x = g / (1.01 * math.sqrt((g**2).sum()) + 1e-6)
+    for a, b, c in POLAR_EXPRESS_COEFFICIENTS:
+        x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
+    x = x * math.sqrt(min(m, n)) / math.sqrt((x**2).sum())
+    mean = (x**2).mean(dim=1, keepdim=True) if m >= n else (x**2).mean(dim=0, keepdim=True)
+    second = beta2 * second + (1 - beta2) * mean
+    update = x / second.sqrt()
+    update = update * math.sqrt((x**2).sum()) / math.sqrt((update**2).sum())
+    lr = lr * math.sqrt(max(1, m / n))
+    decay = torch.where(update * weight >= 0, weight_decay * weight, torch.zeros_like(weight))
+    return weight - lr * update - lr * decay, buffer, second
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 5), (4, 16)])
+def test_muon_groups_equal_the_plain_formulas(shape):
+    m, n = shape
+    generator = torch.Generator().manual_seed(m)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
+    settings = {"lr": 0.02, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.3}
+    optimizer = MuonAdamW([{"params": params, "kind": "muon", **settings}])
+    plain = [
+        (p.detach().double(), torch.zeros(shape).double(), torch.zeros((m, 1) if m >= n else (1, n)).double())
+        for p in params
+    ]
+    for _ in range(4):
+        for i, param in enumerate(params):
+            param.grad = torch.randn(shape, generator=generator)
+            plain[i] = plain_muon(plain[i][0], param.grad.double(), *plain[i][1:], **settings)
+        optimizer.step()
+        for param, (expected, _, _) in zip(params, plain, strict=True):
+            torch.testing.assert_close(param.double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_matrices_without_gradient_rows_stay_finite():
+    param = torch.nn.Parameter(torch.randn(4, 3))
+    param.grad = torch.zeros(4, 3)
+    MuonAdamW([{"params": [param], "kind": "muon", "lr": 0.1}]).step()
+    assert torch.isfinite(param).all()
+
+
+def test_wrong_groups_are_refused():
+    with pytest.raises(ValueError, match="kind='sgd'"):
+        MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(2))], "kind": "sgd", "lr": 0.1}])
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(2))], "kind": "muon", "lr": 0.1}])
+    with pytest.raises(ValueError, match="'bias'"):
+        param_groups({"bias": []}, n_embd=8, rates=Rates(), lr_scale=1.0, weight_decay=0.0)
+
+
+def test_group_rates_follow_the_width_and_the_batch():
+    def parameter():
+        return [torch.nn.Parameter(torch.zeros(2, 2))]
+
+    roles = {
+        role: parameter() for role in ("matrix", "embedding", "value_embedding", "unembedding", "x0_scalar", "smear")
+    }
+    groups = {g["role"]: g for g in param_groups(roles, n_embd=192, rates=Rates(), lr_scale=0.5, weight_decay=0.1)}
+    assert groups["unembedding"]["lr"] == pytest.approx(0.008 * 0.5 * 2)
+    assert groups["embedding"]["lr"] == pytest.approx(0.3)
+    assert groups["value_embedding"]["lr"] == pytest.approx(0.15)
+    assert groups["matrix"]["lr"] == pytest.approx(0.01)
+    assert groups["smear"]["lr"] == 0.2
+
+
+def test_schedules_at_worked_steps():
+    assert schedules.lr_multiplier(0, 1000) == pytest.approx(1 / 40)
+    assert schedules.lr_multiplier(349, 1000) == 1.0
+    assert schedules.lr_multiplier(675, 1000) == pytest.approx(0.5 + 0.5 * 0.05)
+    assert schedules.muon_momentum(0, 1000) == 0.85
+    assert schedules.muon_momentum(200, 1000) == pytest.approx(0.91)  # the ramp wins over the warm-down
+    assert schedules.muon_momentum(675, 1000) == pytest.approx(0.935)
+    assert schedules.weight_decay_multiplier(500, 1000) == pytest.approx(0.5)
+    assert schedules.sft_lr_multiplier(0.25) == 1.0
+    assert schedules.sft_lr_multiplier(0.75) == pytest.approx(0.5)
+    assert schedules.sft_muon_momentum(150) == pytest.approx(0.90)
+
+
+@given(step=st.integers(0, 5000), num_iterations=st.integers(1, 5000))
+def test_multipliers_stay_between_zero_and_one(step, num_iterations):
+    assert 0 < schedules.lr_multiplier(step, num_iterations) <= 1
+    assert 0.85 <= schedules.muon_momentum(step, num_iterations) <= 0.97
+
+
+def test_recipe_of_the_reference_depth():
+    """Worked by hand: depth 12, C 768, 6 heads, 84.9 M block parameters and 25.2 M of unembedding."""
+    recipe = Recipe.from_depth(12)
+    assert (recipe.n_embd, recipe.n_head) == (768, 6)
+    assert recipe.scaling_params == 12 * 12 * 768**2 + 6 * 12 * 6 + 32768 * 768
+    assert recipe.horizon_tokens == 12 * recipe.scaling_params
+    assert recipe.total_batch_size == 2**19
+    assert recipe.num_iterations == recipe.horizon_tokens // 2**19
+    assert recipe.lr_scale == 1.0
+    assert recipe.weight_decay == pytest.approx(0.28)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "batch"), [(4, 256, 2**18), (20, 1280, 2**20), (24, 1536, 2**20), (26, 1664, 2**20)]
+)
+def test_recipe_of_other_depths(depth, width, batch):
+    recipe = Recipe.from_depth(depth)
+    assert recipe.n_embd == width
+    assert recipe.total_batch_size == batch
+    ratio = Recipe.from_depth(12).horizon_tokens / recipe.horizon_tokens
+    assert recipe.weight_decay == pytest.approx(0.28 * (batch / 2**19) ** 0.5 * ratio, rel=1e-6)
+
+
+def test_a_target_of_flops_sets_the_length():
+    recipe = Recipe.from_depth(12, target_flops=1e18, flops_per_token=760_000_000)
+    assert recipe.num_iterations == round(1e18 / (760e6 * 2**19))
