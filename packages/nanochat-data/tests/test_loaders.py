@@ -1,0 +1,239 @@
+"""Packing and loaders: nothing lost, nothing doubled, the same rows for any number of ranks, exact resumption."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nanochat_data import (
+    ConversationLoader,
+    Prefetcher,
+    PretrainLoader,
+    open_text_source,
+    pack_best_fit,
+    validation_batches,
+)
+from nanochat_data.testing import ByteEncoder, check_resumes_exactly, same_batch
+
+BOS = ByteEncoder.bos_id
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def make_corpus(folder: Path, num_documents: int = 60) -> list[str]:
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefgh"), rng.integers(1, 90))) for _ in range(num_documents)]
+    write_jsonl(folder / "a.jsonl", texts[::2])
+    write_jsonl(folder / "b.jsonl", texts[1::2])
+    write_jsonl(folder / "val.jsonl", ["held out"])
+    return texts
+
+
+def pretrain_loader(folder: Path, **settings) -> PretrainLoader:
+    source = open_text_source(folder, split="train")
+    defaults = {"batch_size": 2, "sequence_len": 16, "seed": 3}
+    return PretrainLoader(source, ByteEncoder(), **defaults | settings)
+
+
+def documents_of(batches) -> Counter:
+    """The text that stands as targets, piece by piece."""
+    found = Counter()
+    for batch in batches:
+        for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+            ids = [*inputs[:1], *targets]
+            piece: list[int] = []
+            for token in [*ids, BOS]:
+                if token in (BOS, -1):
+                    found.update([bytes(piece)] if piece else [])
+                    piece = []
+                else:
+                    piece.append(int(token))
+    return found
+
+
+@given(lengths=st.lists(st.integers(1, 20), max_size=80))
+def test_packing_uses_every_piece_once_within_the_capacity(lengths):
+    rows = pack_best_fit(lengths, 20)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 20 for row in rows)
+    # Best fit never leaves two rows that could be one.
+    loads = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert len(loads) < 2 or loads[0] + loads[1] > 20
+
+
+def test_an_epoch_keeps_all_text_and_repeats_none(tmp_path):
+    texts = make_corpus(tmp_path)
+    expected = Counter(text.encode()[start : start + 16] for text in texts for start in range(0, len(text), 16))
+    assert documents_of(pretrain_loader(tmp_path, num_epochs=1)) == expected
+
+
+def test_every_row_starts_with_bos_and_targets_are_the_next_inputs(tmp_path):
+    make_corpus(tmp_path)
+    for batch in pretrain_loader(tmp_path, num_epochs=1):
+        filled = batch.targets[:, 0] != -1
+        assert (batch.inputs[filled, 0] == BOS).all()
+        both = batch.targets[:, :-1] != -1
+        assert (batch.targets[:, :-1][both] == batch.inputs[:, 1:][both]).all()
+
+
+def test_validation_counts_every_byte_once(tmp_path):
+    texts = make_corpus(tmp_path)
+    source = open_text_source(tmp_path, split="train")
+    batches = validation_batches(source, ByteEncoder(), batch_size=4, sequence_len=16)
+    targets = np.concatenate([batch.targets.ravel() for batch in batches])
+    assert ((targets >= 0) & (targets < 256)).sum() == sum(len(text) for text in texts)
+
+
+def test_crop_fills_rows_and_counts_what_it_drops(tmp_path):
+    make_corpus(tmp_path)
+    loader = pretrain_loader(tmp_path, num_epochs=1, mode="crop", batch_size=1)
+    assert all((batch.targets != -1).all() for batch in loader)
+    assert loader.num_cropped_tokens > 0
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_one_global_row_sequence(tmp_path, world_size):
+    make_corpus(tmp_path)
+    alone = pretrain_loader(tmp_path, batch_size=2 * world_size)
+    ranks = [pretrain_loader(tmp_path, rank=r, world_size=world_size) for r in range(world_size)]
+    for _ in range(5):
+        whole = next(alone)
+        parts = [next(rank) for rank in ranks]
+        assert np.array_equal(whole.inputs, np.concatenate([part.inputs for part in parts]))
+        assert np.array_equal(whole.targets, np.concatenate([part.targets for part in parts]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(after=st.integers(0, 120))
+def test_pretraining_resumes_to_the_very_next_batch(tmp_path_factory, after):
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder)
+    check_resumes_exactly(lambda: pretrain_loader(folder), after=after, following=40)
+
+
+def test_a_prefetcher_gives_the_same_batches_and_states(tmp_path):
+    make_corpus(tmp_path)
+    plain = pretrain_loader(tmp_path, num_epochs=2)
+    with Prefetcher(pretrain_loader(tmp_path, num_epochs=2)) as prefetcher:
+        for batch in plain:
+            assert same_batch(batch, next(prefetcher))
+            assert prefetcher.state_dict() == plain.state_dict()
+        assert next(prefetcher, None) is None
+        assert next(prefetcher, None) is None
+    with Prefetcher(pretrain_loader(tmp_path)) as ahead:
+        for _ in range(7):
+            next(ahead)
+        state = ahead.state_dict()
+        following = next(ahead)
+        ahead.load_state_dict(state)
+        assert same_batch(next(ahead), following)
+
+
+def test_a_state_of_other_data_is_refused(tmp_path):
+    make_corpus(tmp_path)
+    state = pretrain_loader(tmp_path).state_dict()
+    with pytest.raises(ValueError, match="other data"):
+        pretrain_loader(tmp_path, seed=4).load_state_dict(state)
+
+
+def chats(num: int) -> list[dict]:
+    return [{"q": "x" * (i % 7 + 1), "a": "y" * (i % 5 + 1)} for i in range(num)]
+
+
+def render(chat):
+    ids = [BOS, *chat["q"].encode(), *chat["a"].encode()]
+    return ids, [0] * (1 + len(chat["q"])) + [1] * len(chat["a"])
+
+
+def conversation_loader(num: int = 50, **settings) -> ConversationLoader:
+    defaults = {"pad_id": BOS, "batch_size": 2, "sequence_len": 16, "num_epochs": 1}
+    return ConversationLoader(chats(num), render, **defaults | settings)
+
+
+def test_conversations_stay_whole_and_only_answers_are_supervised():
+    loader = conversation_loader()
+    supervised = np.concatenate([batch.targets[batch.targets != -1] for batch in loader])
+    assert set(supervised) == {ord("y")}
+    assert len(supervised) == sum(len(chat["a"]) for chat in chats(50))
+    assert loader.progress == 1.0
+    assert loader.num_cut == 0
+
+
+def test_a_conversation_longer_than_a_row_is_cut_and_counted():
+    loader = conversation_loader(sequence_len=6)
+    supervised = sum(int((batch.targets != -1).sum()) for batch in loader)
+    cut = [chat for chat in chats(50) if 1 + len(chat["q"]) + len(chat["a"]) > 7]
+    assert loader.num_cut == len(cut) > 0
+    assert supervised < sum(len(chat["a"]) for chat in chats(50))
+
+
+def test_conversations_resume_and_progress_grows():
+    check_resumes_exactly(lambda: conversation_loader(num_epochs=None), after=9, following=30)
+    loader = conversation_loader()
+    shares = [loader.progress for _ in loader]
+    assert shares == sorted(shares)
+
+
+def test_formats_hold_the_same_documents(tmp_path):
+    texts = ["one", "two\nlines", "three"]
+    write_jsonl(tmp_path / "t.jsonl", texts)
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
+        file.write((tmp_path / "t.jsonl").read_text())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "t.parquet")
+    (tmp_path / "t.txt").write_text("one# two\nlines# three")
+    for name in ("t.jsonl", "t.jsonl.gz", "t.parquet"):
+        assert list(open_text_source(tmp_path / name, split="train").documents()) == texts
+    source = open_text_source(tmp_path / "t.txt", split="train", split_on="# ")
+    assert list(source.documents()) == ["one", "# two\nlines", "# three"]
+
+
+def test_splits_of_a_folder_and_of_a_file(tmp_path):
+    write_jsonl(tmp_path / "shard_0.jsonl", [f"a{i}" for i in range(100)])
+    alone = open_text_source(tmp_path, split="val")
+    assert list(alone.documents()) == ["a49", "a99"]
+    assert len(list(open_text_source(tmp_path, split="train").documents())) == 98
+    write_jsonl(tmp_path / "shard_1.jsonl", ["b"])
+    assert list(open_text_source(tmp_path, split="val").documents()) == ["b"]
+    write_jsonl(tmp_path / "valid.jsonl", ["v"])
+    assert list(open_text_source(tmp_path, split="val").documents()) == ["v"]
+    assert len(list(open_text_source(tmp_path, split="train").documents())) == 101
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    (folder / "empty.parquet").write_bytes(b"")
+    (folder / "corrupt.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), folder / "column.parquet")
+    (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (folder / "line.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (folder / "field.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
+    (folder / "blank.txt").write_text("  \n")
+    return {
+        "empty.parquet": "empty, damaged or no parquet",
+        "corrupt.parquet": "empty, damaged or no parquet",
+        "column.parquet": "no column 'text'; it has body",
+        "latin.txt": "not UTF-8 (byte 2)",
+        "line.jsonl": "line 2 is not JSON",
+        "field.jsonl": "line 2 has no string in the field 'text'",
+        "blank.txt": "has no training documents",
+    }
+
+
+def test_bad_files_are_one_line_that_names_them(tmp_path):
+    for name, complaint in broken_files(tmp_path).items():
+        with pytest.raises(ValueError, match=name) as caught:
+            open_text_source(tmp_path / name, split="train")
+        assert complaint in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        open_text_source(tmp_path / "nowhere", split="train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no"):
+        open_text_source(tmp_path / "empty", split="train")
