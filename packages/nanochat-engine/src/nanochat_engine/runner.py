@@ -1,0 +1,150 @@
+"""Runners: how the batcher makes the model read tokens, with a KV cache or without.
+
+Both keep rows 0 to n - 1 of sequences. Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nanochat_engine.kv_cache import KVCache
+from nanochat_engine.protocols import CausalLM, KVSpec
+
+SLOT_BUCKET = 64
+"""Slots a view is rounded up to, so that few different shapes occur."""
+
+
+class Runner(Protocol):
+    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
+        """Memory that this many rows of this many tokens take."""
+        ...
+
+    def reserve(self, num_rows: int, num_tokens: int, budget_bytes: int | None) -> None:
+        """Makes room for this many rows of this many tokens."""
+        ...
+
+    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
+        """Appends a chunk to a row -> logits (1, V) after it."""
+        ...
+
+    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
+        """Appends one token to each of the first rows, None for an idle one -> logits (B, V); idle rows' are void."""
+        ...
+
+    def move_row(self, source: int, target: int) -> None: ...
+    def clear_row(self, row: int) -> None: ...
+
+
+def make_runner(model: CausalLM) -> Runner:
+    """A cached runner if the model has a `kv_spec`, else one that gives it whole sequences."""
+    spec = getattr(model, "kv_spec", None)
+    return FullRunner(model) if spec is None else CachedRunner(model, spec)
+
+
+class CachedRunner:
+    """Keeps keys and values; the cache grows to what the admitted rows need."""
+
+    def __init__(self, model: CausalLM, spec: KVSpec) -> None:
+        self._model = model
+        self._spec = spec
+        self._cache: KVCache | None = None
+
+    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
+        spec = self._spec
+        kv_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
+        return num_rows * _bucket(num_tokens) * (kv_bytes + torch.int64.itemsize)
+
+    def reserve(self, num_rows: int, num_tokens: int, budget_bytes: int | None) -> None:
+        old = self._cache
+        if old is not None and num_rows <= old.batch_size and num_tokens <= old.seq_len:
+            return
+        num_slots = _bucket(num_tokens)
+        if old is not None:
+            larger = max(num_rows, old.batch_size), max(num_slots, old.seq_len)
+            if budget_bytes is None or self.bytes_for(*larger) <= budget_bytes:
+                num_rows, num_slots = larger
+        spec = self._spec
+        self._cache = KVCache(
+            batch_size=num_rows,
+            num_heads=spec.num_kv_heads,
+            seq_len=num_slots,
+            head_dim=spec.head_dim,
+            num_layers=spec.num_layers,
+            device=self._model.device,
+            dtype=spec.dtype,
+        )
+        if old is not None:
+            self._cache.copy_rows(old, range(min(num_rows, old.batch_size)))
+
+    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
+        cache = self._held()
+        slots = min(_bucket(cache.host_lengths[row] + len(token_ids)), cache.seq_len)
+        device = self._model.device
+        last = torch.tensor([len(token_ids) - 1], device=device)
+        view = cache.view(row, row + 1, slots, logits_at=last)
+        logits = self._model(torch.tensor([token_ids], device=device), kv_cache=view)
+        return logits[:, -1]  # also right if the model ignores logits_at: the chunk has no padding
+
+    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
+        cache = self._held()
+        num_rows = len(token_ids)
+        slots = min(_bucket(max(cache.host_lengths[:num_rows]) + 1), cache.seq_len)
+        counts = [int(token is not None) for token in token_ids]
+        view = cache.view(0, num_rows, slots, None if all(counts) else counts)
+        chunk = torch.tensor([[token or 0] for token in token_ids], device=self._model.device)
+        return self._model(chunk, kv_cache=view)[:, -1]
+
+    def move_row(self, source: int, target: int) -> None:
+        self._held().move_row(source, target)
+
+    def clear_row(self, row: int) -> None:
+        self._held().clear_row(row)
+
+    def _held(self) -> KVCache:
+        assert self._cache is not None, "reserve() comes first"
+        return self._cache
+
+
+class FullRunner:
+    """For a model without a cache: keeps token ids and gives whole sequences, padded at the end."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self._model = model
+        self._rows: list[list[int]] = []
+
+    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
+        return num_rows * num_tokens * torch.int64.itemsize
+
+    def reserve(self, num_rows: int, num_tokens: int, budget_bytes: int | None) -> None:
+        self._rows.extend([] for _ in range(num_rows - len(self._rows)))
+
+    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
+        self._rows[row] = [*self._rows[row], *token_ids]
+        return self._forward([self._rows[row]])
+
+    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
+        for row, token in enumerate(token_ids):
+            if token is not None:
+                self._rows[row].append(token)
+        return self._forward(self._rows[: len(token_ids)])
+
+    def move_row(self, source: int, target: int) -> None:
+        self._rows[target] = list(self._rows[source])
+
+    def clear_row(self, row: int) -> None:
+        self._rows[row] = []
+
+    def _forward(self, rows: list[list[int]]) -> Tensor:
+        longest = max(1, *(len(row) for row in rows))
+        device = self._model.device
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        last = torch.tensor([max(len(row) - 1, 0) for row in rows], device=device)
+        return self._model(padded)[torch.arange(len(rows), device=device), last]
+
+
+def _bucket(num_tokens: int) -> int:
+    return -(-num_tokens // SLOT_BUCKET) * SLOT_BUCKET
