@@ -1,8 +1,20 @@
 """Training for nanochat: MuonAdamW, the depth recipe, the training loop, checkpoints, metrics and bits per byte."""
 
-from nanochat_train import schedules
+from nanochat_train import schedules, state
+from nanochat_train.bpb import BitsPerByte, bits_per_byte
+from nanochat_train.checkpoints import (
+    CheckpointError,
+    TrainingState,
+    list_steps,
+    load_meta,
+    load_training_state,
+    save_checkpoint,
+    step_directory,
+    verify_checkpoint,
+)
 from nanochat_train.groups import param_groups
 from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
+from nanochat_train.metrics import Ema, JsonlSink, MetricSink, PlainSink, ProgressSink, Sinks, console_sink
 from nanochat_train.optim import MuonAdamW
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
 from nanochat_train.recipe import Rates, Recipe
@@ -11,16 +23,34 @@ from nanochat_train.stages import FineTuning, Pretraining
 __all__ = [
     "Batch",
     "BatchLoader",
+    "BitsPerByte",
+    "CheckpointError",
+    "Ema",
     "FineTuning",
+    "JsonlSink",
+    "MetricSink",
     "MuonAdamW",
+    "PlainSink",
     "Pretraining",
+    "ProgressSink",
     "Rates",
     "Recipe",
+    "Sinks",
     "Stage",
     "StepRates",
     "StepReport",
     "TrainableModel",
     "TrainingLoop",
+    "TrainingState",
+    "bits_per_byte",
+    "console_sink",
+    "list_steps",
+    "load_meta",
+    "load_training_state",
     "param_groups",
+    "save_checkpoint",
     "schedules",
+    "state",
+    "step_directory",
+    "verify_checkpoint",
 ]

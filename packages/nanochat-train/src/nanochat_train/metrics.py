@@ -1,0 +1,181 @@
+"""Where a run's numbers go: a file of JSON lines, a progress bar on a terminal, a line every so often elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Value = float | int | str
+PLAIN_INTERVAL_S = 20.0
+
+
+class MetricSink(Protocol):
+    """Takes the metrics of a step, and now and then a line of text."""
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Ema:
+    """Exponential moving average without the bias of its start (Adam's correction)."""
+
+    def __init__(self, beta: float = 0.9) -> None:
+        self.beta = beta
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def update(self, value: float) -> float:
+        self._sum = self.beta * self._sum + (1 - self.beta) * value
+        self._weight = self.beta * self._weight + (1 - self.beta)
+        return self._sum / self._weight
+
+
+class JsonlSink:
+    """One JSON object a line: `step` and the metrics. A run that goes on from a step drops the lines after it."""
+
+    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if resume_step and path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def note(self, text: str) -> None:
+        """Notes are for people."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class PlainSink:
+    """A readable line every `interval_s` seconds: for logs, pipes and nohup."""
+
+    def __init__(
+        self, stream: TextIO, *, title: str, total_steps: int | None, interval_s: float = PLAIN_INTERVAL_S
+    ) -> None:
+        self._stream = stream
+        self._title = title
+        self._total = total_steps
+        self._interval_s = interval_s
+        self._last_s = float("-inf")
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s >= self._interval_s or step == self._total:
+            self._last_s = now_s
+            of_total = f"/{self._total}" if self._total else ""
+            self.note(f"{self._title} step {step}{of_total}  {readable(metrics)}")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class ProgressSink:
+    """A bar with the latest numbers beside it (extra `progress`)."""
+
+    def __init__(self, stream: TextIO, *, title: str, total_steps: int | None) -> None:
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        except ImportError as error:
+            raise ImportError("a progress bar needs rich: pip install 'nanochat-train[progress]'") from error
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self._progress: Progress = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
+        self._task = self._progress.add_task(title, total=total_steps, numbers="")
+        self._progress.start()
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        self._progress.update(self._task, completed=step, numbers=readable(metrics))
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Sinks:
+    """Several sinks as one."""
+
+    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+        self._sinks = sinks
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def note(self, text: str) -> None:
+        for sink in self._sinks:
+            sink.note(text)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def console_sink(stream: TextIO, *, title: str, total_steps: int | None) -> MetricSink:
+    """A bar where `stream` is a terminal, plain lines elsewhere."""
+    sink = ProgressSink if stream.isatty() else PlainSink
+    return sink(stream, title=title, total_steps=total_steps)
+
+
+_FORMATS = {
+    "loss": "loss {:.4f}",
+    "val_bpb": "val bpb {:.4f}",
+    "grad_norm": "grad {:.2f}",
+    "tokens_per_s": "{:,.0f} tok/s",
+    "mfu": "MFU {:.1%}",
+    "memory_bytes": "{0:.2e} B",
+    "eta_s": "ETA {}",
+}
+
+
+def readable(metrics: Mapping[str, Value]) -> str:
+    """The metrics people watch, in a fixed order and with their units."""
+    parts = []
+    for name, template in _FORMATS.items():
+        if name not in metrics:
+            continue
+        value = metrics[name]
+        if name == "eta_s":
+            parts.append(template.format(_duration(float(value))))
+        elif name == "memory_bytes":
+            parts.append(f"{float(value) / 2**30:.2f} GiB")
+        else:
+            parts.append(template.format(value))
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a line cut short by a crash is dropped

@@ -1,0 +1,69 @@
+"""A run's state as tensors and JSON and back, bit for bit: the optimizer's buffers and the random number generators."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanochat_train.checkpoints import TrainingState
+from nanochat_train.loop import TrainingLoop
+
+
+def capture(loop: TrainingLoop) -> TrainingState:
+    """Everything a loop needs to go on exactly, besides the model's weights."""
+    tensors = {
+        f"{index}.{name}": tensor.detach().cpu()
+        for index, param in enumerate(_params(loop.optimizer))
+        for name, tensor in loop.optimizer.state[param].items()
+    }
+    tensors["rng.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    tensors["rng.numpy"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    generators = {
+        "python": [version, list(internal), gauss],
+        "numpy": [int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])],
+    }
+    return TrainingState(tensors=tensors, values={"loop": loop.state_dict(), "generators": generators})
+
+
+def restore(loop: TrainingLoop, state: TrainingState) -> None:
+    """Puts a loop, its optimizer and the generators where they were. Raises `ValueError` if the optimizer differs."""
+    restore_optimizer(loop.optimizer, state)
+    loop.load_state_dict(state.values["loop"])
+    torch.set_rng_state(state.tensors["rng.torch"])
+    if torch.cuda.is_available() and "rng.cuda" in state.tensors:
+        torch.cuda.set_rng_state(state.tensors["rng.cuda"])
+    generators: dict[str, Any] = state.values["generators"]
+    version, internal, gauss = generators["python"]
+    random.setstate((version, tuple(internal), gauss))
+    pos, has_gauss, cached = generators["numpy"]
+    np.random.set_state(("MT19937", state.tensors["rng.numpy"].numpy().astype(np.uint32), pos, has_gauss, cached))
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Fills the optimizer's buffers, in their own dtypes; rates are the schedules' business."""
+    params = _params(optimizer)
+    for key, tensor in state.tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdigit():
+            continue
+        if int(index) >= len(params):
+            raise ValueError(f"the saved optimizer has more than this one's {len(params)} parameters")
+        param = params[int(index)]
+        if name in ("exp_avg", "exp_avg_sq", "momentum_buffer") and tensor.shape != param.shape:
+            raise ValueError(
+                f"the saved {name} of parameter {index} has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
+            )
+        # Step counters stay on the CPU, so that reading them never waits for the device.
+        optimizer.state[param][name] = tensor if tensor.ndim == 0 else tensor.to(param.device)
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]

@@ -1,0 +1,277 @@
+"""Checkpoints that are interrupted, damaged or out of disk; loops that resume bit for bit; metrics and bits per byte."""
+
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nanochat_train import (
+    CheckpointError,
+    Ema,
+    JsonlSink,
+    MuonAdamW,
+    PlainSink,
+    Pretraining,
+    TrainingLoop,
+    TrainingState,
+    bits_per_byte,
+    list_steps,
+    load_meta,
+    load_training_state,
+    save_checkpoint,
+    state,
+    verify_checkpoint,
+)
+from torch.nn import functional as F
+
+
+class TinyModel(torch.nn.Module):
+    """A bigram table through one matrix: enough for every kind of parameter group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(11, 8)
+        self.matrix = torch.nn.Linear(8, 11, bias=False)
+
+    def loss(self, token_ids, targets, *, reduction="mean"):
+        logits = self.matrix(self.embedding(token_ids))
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+        return losses.view_as(targets) if reduction == "none" else losses.sum()
+
+    def param_roles(self):
+        return {"matrix": [self.matrix.weight], "embedding": [self.embedding.weight]}
+
+
+class RandomLoader:
+    """Batch i is a pure function of i; every third supervises nothing."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self):
+        ids = np.random.default_rng(self.next).integers(0, 11, (2, 6), dtype=np.int32)
+        targets = ids[:, 1:].copy()
+        if self.next % 3 == 0:
+            targets[:] = -1
+        self.next += 1
+        return SimpleNamespace(inputs=np.ascontiguousarray(ids[:, :-1]), targets=targets)
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, saved):
+        self.next = saved["next"]
+
+
+def make_loop(num_iterations: int = 12, grad_accum_steps: int = 2) -> TrainingLoop:
+    model = TinyModel()
+    groups = [
+        {"params": [model.matrix.weight], "kind": "muon", "lr": 0.02, "initial_lr": 0.02, "initial_weight_decay": 0.1},
+        {
+            "params": [model.embedding.weight],
+            "kind": "adamw",
+            "lr": 0.1,
+            "initial_lr": 0.1,
+            "initial_weight_decay": 0.0,
+        },
+    ]
+    stage = Pretraining(num_iterations=num_iterations, warmup_steps=3)
+    return TrainingLoop(
+        model, MuonAdamW(groups), RandomLoader(), stage, device=torch.device("cpu"), grad_accum_steps=grad_accum_steps
+    )
+
+
+def write_model(loop: TrainingLoop):
+    return lambda directory: (directory / "weights.bin").write_bytes(
+        b"".join(p.detach().numpy().tobytes() for p in loop.model.parameters())
+    )
+
+
+def test_stop_save_and_resume_is_the_uninterrupted_run(tmp_path):
+    whole, losses = make_loop(), []
+    whole.run(lambda report: losses.append((report.loss, report.grad_norm)))
+
+    first, seen = make_loop(), []
+    first.run(lambda report: seen.append((report.loss, report.grad_norm)), should_stop=lambda: first.step == 5)
+    weights = {k: v.clone() for k, v in first.model.state_dict().items()}
+    directory = save_checkpoint(tmp_path, 5, writers=[write_model(first)], meta={}, training=state.capture(first))
+
+    second = make_loop()
+    second.model.load_state_dict(weights)
+    state.restore(second, load_training_state(directory))
+    assert second.step == 5
+    assert second.run(lambda report: seen.append((report.loss, report.grad_norm)))
+    assert seen == losses
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_normalised_over_the_accumulated_batch():
+    loop = make_loop(num_iterations=1, grad_accum_steps=4)
+    loader = RandomLoader()
+    batches = [next(loader) for _ in range(4)]
+    ids = torch.cat([torch.from_numpy(b.inputs).long() for b in batches])
+    targets = torch.cat([torch.from_numpy(b.targets).long() for b in batches])
+    model = TinyModel()
+    expected = model.loss(ids, targets) / (targets != -1).sum()
+    expected.backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    reports = []
+    loop.run(reports.append)
+    assert reports[0].loss == pytest.approx(expected.item(), rel=1e-6)
+    assert reports[0].grad_norm == pytest.approx(norm.item(), rel=1e-5)
+    assert reports[0].num_supervised == int((targets != -1).sum()) == 20
+
+
+def test_a_step_without_any_target_stays_finite():
+    loop = make_loop(num_iterations=1, grad_accum_steps=1)
+    reports = []
+    loop.run(reports.append)
+    assert reports[0].loss == 0.0
+    assert all(torch.isfinite(p).all() for p in loop.model.parameters())
+
+
+def save(root: Path, step: int, content: bytes = b"x" * 1000, **settings) -> Path:
+    def write(directory: Path) -> None:
+        (directory / "sub").mkdir()
+        (directory / "sub/weights.bin").write_bytes(content)
+
+    return save_checkpoint(root, step, writers=[write], meta={"stage": "base"}, **settings)
+
+
+def test_saved_checkpoints_verify_and_the_last_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        directory = save(tmp_path, step, keep_last=2)
+        verify_checkpoint(directory)
+    assert list_steps(tmp_path) == [2, 3]
+    assert load_meta(directory)["stage"] == "base"
+    save(tmp_path, 3, b"again")
+    assert (directory / "sub/weights.bin").read_bytes() == b"again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    with pytest.raises(CheckpointError, match="holds no training state"):
+        load_training_state(directory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda f: f.unlink(), "missing"),
+        (lambda f: f.write_bytes(f.read_bytes()[:-1]), "999 bytes, its manifest says 1000"),
+        (lambda f: f.write_bytes(b"y" * 1000), "checksum differs"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, complaint):
+    directory = save(tmp_path, 1)
+    damage(directory / "sub/weights.bin")
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        verify_checkpoint(directory)
+    assert "weights.bin" in str(caught.value)
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path):
+    save(tmp_path, 1)
+
+    def full(directory: Path) -> None:
+        (directory / "part").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"):
+        save_checkpoint(tmp_path, 2, writers=[full], meta={})
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    verify_checkpoint(tmp_path / "step_000001")
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from nanochat_train import checkpoints
+moment = sys.argv[2]
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if moment == "writing": writer = die
+else: writer = lambda d: (d / "weights.bin").write_bytes(b"new")
+if moment == "syncing": checkpoints._sync = die
+if moment == "swapping": checkpoints.Path.rename = lambda a, b: (os.rename(a, b), die())
+checkpoints.save_checkpoint(Path(sys.argv[1]), 7, writers=[writer], meta={})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("moment", ["writing", "syncing", "swapping"])
+def test_killed_while_saving_leaves_the_old_or_the_new_checkpoint(tmp_path, moment):
+    save(tmp_path, 7)
+    result = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), moment], check=False)
+    assert result.returncode == -signal.SIGKILL
+    save(tmp_path, 8)  # clears up
+    assert list_steps(tmp_path) == [7, 8]
+    verify_checkpoint(tmp_path / "step_000007")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000007", "step_000008"]
+
+
+def test_training_state_comes_back_bit_for_bit(tmp_path):
+    saved = TrainingState(tensors={"a": torch.randn(3).bfloat16(), "n": torch.tensor(5.0)}, values={"x": [1, None]})
+    loaded = load_training_state(save(tmp_path, 1, training=saved))
+    assert loaded.values == saved.values
+    assert all(torch.equal(loaded.tensors[k], v) for k, v in saved.tensors.items())
+
+
+def test_bits_per_byte_equals_a_plain_float64_loop():
+    model = TinyModel()
+    lengths = torch.tensor([0, 1, 2, 3, 1, 1, 4, 0, 2, 1, 1])
+    loader = RandomLoader()
+    batches = [next(loader) for _ in range(5)]
+    nats, num_bytes = 0.0, 0
+    for batch in batches:
+        for row, targets in zip(batch.inputs, batch.targets, strict=True):
+            for token, target in zip(row, targets, strict=True):
+                if target == -1 or lengths[target] == 0:
+                    continue
+                logits = (model.matrix.weight.double() @ model.embedding.weight[int(token)].double()).tolist()
+                nats += math.log(sum(math.exp(x) for x in logits)) - logits[target]
+                num_bytes += int(lengths[target])
+    result = bits_per_byte(model, batches, lengths, device=torch.device("cpu"))
+    assert result.num_bytes == num_bytes
+    assert result.bpb == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-6)
+    with pytest.raises(ValueError, match="no text"):
+        bits_per_byte(model, batches, torch.zeros(11), device=torch.device("cpu"))
+
+
+def test_metrics_reach_the_file_and_a_resumed_run_drops_what_came_after(tmp_path):
+    path = tmp_path / "run/metrics.jsonl"
+    sink = JsonlSink(path)
+    for step in (1, 2, 3):
+        sink.log(step, {"loss": 1.0 / step})
+    sink.close()
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    JsonlSink(path, resume_step=2).log(3, {"loss": 9.0})
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5, 9.0]
+
+
+def test_plain_lines_come_every_so_often_and_at_the_end():
+    stream = io.StringIO()
+    sink = PlainSink(stream, title="base", total_steps=3, interval_s=1000)
+    for step in (1, 2, 3):
+        sink.log(step, {"loss": 2.5, "tokens_per_s": 12345.6, "eta_s": 61, "mfu": 0.25})
+    assert stream.getvalue().splitlines() == [
+        "base step 1/3  loss 2.5000  12,346 tok/s  MFU 25.0%  ETA 1m01s",
+        "base step 3/3  loss 2.5000  12,346 tok/s  MFU 25.0%  ETA 1m01s",
+    ]
+
+
+def test_the_moving_average_has_no_bias_at_its_start():
+    ema = Ema(0.9)
+    assert ema.update(4.0) == pytest.approx(4.0)
+    assert ema.update(2.0) == pytest.approx((0.9 * 0.1 * 4 + 0.1 * 2) / (0.09 + 0.1))
