@@ -1,0 +1,105 @@
+"""Flags, exit statuses and error lines that all programs share."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+from nanochat_apps.cli import UsageError, run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the model."""
+    source: Literal["sft", "rl"] = "sft"
+    """Stage of the model."""
+    top_k: int = 50
+    """Tokens to choose from."""
+    fp8: bool = False
+    """Compute in fp8."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"--top-k {self.top_k} must not be negative")
+
+
+def exit_of(*args: str, main=lambda settings: None) -> int | str | None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as ended:
+        run(main, Settings, prog="talk", description="Talks.", args=args)
+    return ended.value.code
+
+
+def test_flags_reach_main() -> None:
+    seen: list[Settings] = []
+    assert exit_of("-g", "d4", "--top-k", "7", "--fp8", "--source", "rl", main=seen.append) == 0
+    assert seen == [Settings(model_tag="d4", top_k=7, fp8=True, source="rl")]
+    assert exit_of(main=lambda settings: 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--topk", "3"], "--topk"),
+        (["--top-k", "many"], "--top-k"),
+        (["--top-k"], "--top-k"),
+        (["--source", "mid"], "--source"),
+        (["--top-k", "-3"], "--top-k -3 must not be negative"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(args: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of(*args) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert named in said.err
+    assert said.err.startswith("talk: error: ")
+    assert said.err.count("\n") == 1
+    assert not set("│╭─╮") & set(said.err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("--top-k 900 is too large"), 2, "talk: error: --top-k 900 is too large\n"),
+        (ValueError("config.json\nis cut"), 1, "talk: error: config.json is cut\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 1, "a.txt: No such file or directory\n"),
+        (KeyError("x"), 1, "talk: error: KeyError: 'x' (--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, "talk: interrupted\n"),
+    ],
+)
+def test_failures(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(settings: Settings) -> None:
+        raise error
+
+    assert exit_of(main=fail) == code
+    assert capsys.readouterr().err.endswith(line)
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Settings) -> None:
+        raise ValueError("broken")
+
+    exit_of(main=fail)
+    assert "Traceback" not in capsys.readouterr().err
+    exit_of("--debug", main=fail)
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("NANOCHAT_DEBUG", "1")
+    exit_of(main=fail)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_of("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("Talks.", "--model-tag", "-g", "--top-k", "--fp8", "Stage of the model.", "--debug"):
+        assert word in text
+    assert "{None}" not in text
+
+
+@pytest.mark.parametrize("module", ["chat_cli", "chat_web"])
+def test_help_needs_no_torch(module: str) -> None:
+    code = f"import nanochat_apps.{module}, sys; assert not {{'torch', 'aiohttp'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
