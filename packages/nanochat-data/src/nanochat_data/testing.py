@@ -1,4 +1,4 @@
-"""For whoever swaps a part: a byte-level encoder, and the checks a loader must pass."""
+"""For whoever swaps a part: a byte-level encoder, and the checks that a loader and a task must pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nanochat_data.rows import Batch, RowLoader
+from nanochat_data.tasks.base import Task
+from nanochat_data.tasks.custom_json import checked_messages
 
 
 class ByteEncoder:
@@ -33,3 +35,16 @@ def check_resumes_exactly(make_loader: Callable[[], RowLoader], *, after: int, f
 
 def same_batch(a: Batch, b: Batch) -> bool:
     return np.array_equal(a.inputs, b.inputs) and np.array_equal(a.targets, b.targets)
+
+
+def check_task(task: Task) -> None:
+    """Conversations are well formed and the same each time; slices and indices agree; `reward` lies between 0 and 1."""
+    assert len(task) > 0, "a task must hold conversations"
+    for index in {0, len(task) // 2, len(task) - 1}:
+        conversation = task[index]
+        assert conversation == task[index], f"conversation {index} must be the same each time"
+        assert conversation == task[index:][0] == task[index - len(task)], f"slices must agree at {index}"
+        checked_messages(conversation)
+    assert task.eval_type in ("generative", "categorical")
+    if type(task).evaluate is not Task.evaluate:
+        assert 0.0 <= task.reward(task[0], "") <= 1.0, "a reward must lie between 0 and 1"

@@ -1,0 +1,139 @@
+"""What a task is: a numbered set of conversations, with the grader of its answers beside the prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypedDict, overload
+
+FINGERPRINT_SAMPLES = 64
+"""A task's fingerprint reads this many of its conversations, evenly spread."""
+
+
+class Part(TypedDict):
+    """A piece of an assistant's message; `python` is an expression for the tool, `python_output` what it answered."""
+
+    type: Literal["text", "python", "python_output"]
+    text: str
+
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Part]
+
+
+class Conversation(TypedDict):
+    """Turns of user and assistant, after at most one system message; an item to grade ends with the reference answer."""
+
+    messages: list[Message]
+
+
+EvalType = Literal["generative", "categorical"]
+
+
+class Task(ABC):
+    """Conversations by index. A slice is a task too: `task[:100]`, `task[100::2]`."""
+
+    @property
+    def eval_type(self) -> EvalType:
+        """`generative`: the completion is sampled text; `categorical`: it is the best of a few letters."""
+        return "generative"
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def conversation(self, index: int) -> Conversation:
+        """The conversation at an index from 0 to len - 1."""
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the completion answers the conversation. Raises `ValueError` for a task without a grader."""
+        raise ValueError(f"{type(self).__name__} has no grader")
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        """What reinforcement learning pays for the completion, 0 to 1."""
+        return float(self.evaluate(conversation, completion))
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Task: ...
+
+    def __getitem__(self, index: int | slice) -> Conversation | Task:
+        if isinstance(index, slice):
+            return _Slice(self, range(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"conversation {index} of {len(self)}")
+        return self.conversation(index % len(self))
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self.conversation(index) for index in range(len(self)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex over the length and a spread of conversations: tells tasks apart, reads little of a large one."""
+        step = max(1, len(self) // FINGERPRINT_SAMPLES)
+        sample = [self.conversation(index) for index in range(0, len(self), step)]
+        return hashlib.sha256(json.dumps([len(self), sample], sort_keys=True).encode()).hexdigest()
+
+
+class _Slice(Task):
+    """Every conversation of a task at the indices of a range; graded by that task."""
+
+    def __init__(self, task: Task, indices: range) -> None:
+        self._task = task
+        self._indices = indices
+
+    @property
+    def eval_type(self) -> EvalType:
+        return self._task.eval_type
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def conversation(self, index: int) -> Conversation:
+        return self._task.conversation(self._indices[index])
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return self._task.evaluate(conversation, completion)
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        return self._task.reward(conversation, completion)
+
+
+class TaskSequence(Task):
+    """Tasks one after the other, for a curriculum."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self._pairs = [(task, index) for task in self.tasks for index in range(len(task))]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def conversation(self, index: int) -> Conversation:
+        task, inner = self._pairs[index]
+        return task.conversation(inner)
+
+
+class TaskMixture(TaskSequence):
+    """Tasks mixed once by Python's `Random(42)`, as the reference does; a task that is listed n times comes n times."""
+
+    def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
+        super().__init__(tasks)
+        random.Random(seed).shuffle(self._pairs)
+
+
+def text_of(message: dict[str, Any] | Message) -> str:
+    """A message's text: its content, or its `text` parts joined."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
