@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from nanochat_apps.paths import base_dir, checkpoints_root, find_checkpoint, step_dir, tokenizer_dir
+from nanochat_apps.cli import UsageError
+from nanochat_apps.paths import base_dir, checkpoints_root, find_checkpoint, tokenizer_dir
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +14,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def complete(source: str, tag: str, step: int) -> Path:
-    directory = step_dir(source, tag, step)
+def complete(source, tag: str, step: int) -> Path:  # type: ignore[no-untyped-def]
+    directory = checkpoints_root(source, tag) / f"step_{step:06d}"
     directory.mkdir(parents=True)
     (directory / "manifest.json").write_text("{}")
     return directory
@@ -22,24 +23,21 @@ def complete(source: str, tag: str, step: int) -> Path:
 
 def test_layout(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer_dir() == base / "tokenizer"
-    assert [checkpoints_root(source).name for source in ("base", "sft", "rl")] == [
-        "base_checkpoints",
-        "chatsft_checkpoints",
-        "chatrl_checkpoints",
-    ]
+    assert checkpoints_root("base", "d4") == base / "base_checkpoints" / "d4"
+    assert checkpoints_root("sft", "d4") == base / "chatsft_checkpoints" / "d4"
+    assert checkpoints_root("rl", "d4") == base / "chatrl_checkpoints" / "d4"
     monkeypatch.delenv("NANOCHAT_BASE_DIR")
     assert base_dir() == Path.home() / ".cache" / "nanochat"
-    with pytest.raises(ValueError, match="'mid' is not one of base, sft, rl"):
-        checkpoints_root("mid")
 
 
 def test_largest_depth_and_last_complete_step() -> None:
     complete("sft", "d4", 900)
     complete("sft", "d12", 90)
     last = complete("sft", "d12", 600)
-    step_dir("sft", "d12", 700).mkdir()  # without manifest: not complete
-    step_dir("sft", "d20", 1).mkdir(parents=True)
+    (checkpoints_root("sft", "d12") / "step_000700").mkdir()  # no manifest: not complete
+    (checkpoints_root("sft", "d20") / "step_000001").mkdir(parents=True)
     complete("sft", "other", 5)
+    (checkpoints_root("sft", "a-file.txt")).write_text("")
     assert find_checkpoint("sft") == last
     assert find_checkpoint("sft", step=90).name == "step_000090"
     assert find_checkpoint("sft", tag="other").name == "step_000005"
@@ -52,11 +50,11 @@ def test_newest_of_other_tags() -> None:
     assert find_checkpoint("base").parent == new
 
 
-def test_what_is_missing_is_said_in_one_line(base: Path) -> None:
-    with pytest.raises(ValueError, match=r"^no complete rl checkpoint in .*chatrl_checkpoints; chat-rl makes one$"):
+def test_what_is_missing_is_said_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^no rl checkpoint under .*chatrl_checkpoints; chat-rl makes one$"):
         find_checkpoint("rl")
     complete("base", "d4", 10)
-    with pytest.raises(ValueError, match=r"tag d6 in .*base_checkpoints \(there: d4\); base-train makes one"):
+    with pytest.raises(UsageError, match=r"--model-tag d6: .*base_checkpoints; there are d4"):
         find_checkpoint("base", tag="d6")
-    with pytest.raises(ValueError, match=r"no complete step 11 in .*d4 \(there: 10\)"):
+    with pytest.raises(UsageError, match=r"--step 11: .*d4 has steps 10"):
         find_checkpoint("base", tag="d4", step=11)

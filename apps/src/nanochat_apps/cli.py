@@ -1,11 +1,20 @@
-"""How every program starts: flags from a settings dataclass, and errors as one line a person can act on."""
+"""How every program starts and ends: flags into a settings dataclass, failures into one line and an exit status.
+
+0: done; 1: the run failed; 2: bad usage; 130: interrupted. Tracebacks only with `--debug` or NANOCHAT_DEBUG=1.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import tyro
 
@@ -13,33 +22,104 @@ S = TypeVar("S")
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class UsageError(ValueError):
-    """A flag whose value cannot be used; exit status 2."""
+    """A flag whose value cannot be used; the message names the flag. Exit status 2."""
 
 
-def run(main: Callable[[S], int | None], settings: type[S], *, prog: str, description: str) -> None:
-    """Parses the command line into `settings`, calls `main` and exits with its status.
+def run(
+    main: Callable[[S], int | None],
+    settings: type[S],
+    *,
+    prog: str,
+    description: str,
+    args: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parses the flags of a settings dataclass, calls `main` with it and exits with the status it returns (None: 0).
 
-    A `ValueError`, `OSError` or `RuntimeError` becomes one line on stderr, with a traceback only under `--debug`.
+    Fields become flags in kebab case with their docstrings as help; `args` defaults to the command line. What `main`
+    raises becomes one line on stderr, after the traceback with `--debug`.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("NANOCHAT_DEBUG"))
-    parsed: Any = tyro.cli(
-        settings, prog=prog, description=f"{description} Errors are one line; --debug adds the traceback.", args=arguments,
-        config=(tyro.conf.FlagConversionOff,) if False else (), compact_help=False,
-    )
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments or os.environ.get("NANOCHAT_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        sys.exit(main(parsed) or 0)
+        code = main(parse(settings, arguments, prog=prog, description=description)) or 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        code = FAILED
+    except Exception as error:
         if debug:
+            traceback.print_exc()
+        print(f"{prog}: error: {describe(error)}", file=sys.stderr)
+        code = BAD_USAGE if isinstance(error, UsageError) else FAILED
+    sys.exit(code)
+
+
+def parse(settings: type[S], arguments: Sequence[str], *, prog: str, description: str) -> S:
+    """The settings that the arguments spell. Raises `UsageError` in one line; `--help` prints and exits."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                settings,
+                prog=prog,
+                description=f"{description}\n\nErrors are one line; --debug adds the traceback.",
+                args=list(arguments),
+                registry=_REGISTRY,
+            )
+    except SystemExit as ended:
+        if not ended.code:
             raise
-        line = " ".join(str(error).split()) or type(error).__name__
-        print(f"{prog}: error: {line}", file=sys.stderr)
-        sys.exit(BAD_USAGE if isinstance(error, UsageError) else FAILED)
+    raise UsageError(f"{_first_statement(said.getvalue())} (see {prog} --help)")
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its message, and its type where the message was not written for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    message = " ".join(str(error).split())
+    if message and isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _first_statement(box: str) -> str:
+    """Of the framed message that tyro prints, what it says up to the first rule, as one line."""
+    said: list[str] = []
+    for line in _ANSI.sub("", box).splitlines():
+        content = line.strip().strip("│╭╮╰╯").strip()
+        if said and set(content) == {"─"}:
+            break
+        if line.lstrip().startswith("│") and content:
+            said.append(content)
+    return " ".join(said) or " ".join(box.split())
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _optional_value(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """`int | None` takes an int on the command line, and its help says no more than that; None is for the default."""
+    if get_origin(info.type) not in (Union, UnionType):
+        return None
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if len(kinds) != 1 or kinds[0] not in (str, int, float, Path) or NoneType not in get_args(info.type):
+        return None
+    [kind] = kinds
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}[kind],
+        instance_from_str=lambda values: kind(values[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    )

@@ -30,21 +30,35 @@ def data_mirror() -> Path | None:
     return Path(mirror).expanduser() if mirror else None
 
 
-def checkpoints_root(source: Source, tag: str) -> Path:
-    return base_dir() / FOLDERS[source] / tag
+def checkpoints_root(source: str) -> Path:
+    """Where all tags of a source are. Raises `ValueError` for a source there is not."""
+    if source not in FOLDERS:
+        raise ValueError(f"source {source!r} is not one of {', '.join(FOLDERS)}")
+    return base_dir() / FOLDERS[source]
 
 
-def find_checkpoint(source: Source, tag: str | None = None, step: int | None = None) -> Path:
-    """The checkpoint directory of a source; by default the largest tag (d12 before d4) and the last complete step."""
-    folder = base_dir() / FOLDERS[source]
-    tags = sorted((path.name for path in folder.iterdir() if _steps(path)), key=_tag_order) if folder.is_dir() else []
+def step_dir(source: str, tag: str, step: int) -> Path:
+    return checkpoints_root(source) / tag / f"step_{step:06d}"
+
+
+def find_checkpoint(source: str, tag: str | None = None, step: int | None = None) -> Path:
+    """The checkpoint directory a person means: by default of the largest tag (d12 before d4), else the newest, its last step.
+
+    Raises `UsageError` saying what was looked for, what is there, and which command makes one.
+    """
+    root = checkpoints_root(source)
+    made_by = f"; {MADE_BY[source]} makes one"
+    tags = {path.name: path for path in root.iterdir() if _steps(path)} if root.is_dir() else {}
     if not tags:
-        raise UsageError(f"no {source} checkpoint under {folder}; {MADE_BY[source]} makes one")
+        raise UsageError(f"no complete {source} checkpoint in {root}{made_by}")
     if tag is not None and tag not in tags:
-        raise UsageError(f"--model-tag {tag}: no such {source} checkpoint under {folder}; there are {', '.join(tags)}")
-    steps = _steps(folder / (tag or tags[-1]))
+        raise UsageError(
+            f"no complete {source} checkpoint with tag {tag} in {root} (there: {', '.join(sorted(tags))}){made_by}"
+        )
+    folder = tags[tag] if tag is not None else max(tags.values(), key=_precedence)
+    steps = _steps(folder)
     if step is not None and step not in steps:
-        raise UsageError(f"--step {step}: {folder / (tag or tags[-1])} has steps {', '.join(map(str, sorted(steps)))}")
+        raise UsageError(f"no complete step {step} in {folder} (there: {', '.join(map(str, sorted(steps)))})")
     return steps[max(steps) if step is None else step]
 
 
@@ -56,6 +70,6 @@ def _steps(tag_folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match and (path / "manifest.json").is_file()}
 
 
-def _tag_order(tag: str) -> tuple[int, str]:
-    depth = re.fullmatch(r"d(\d+)", tag)
-    return (int(depth[1]) if depth else -1, tag)
+def _precedence(tag_folder: Path) -> tuple[int, float]:
+    depth = re.fullmatch(r"d(\d+)", tag_folder.name)
+    return (int(depth[1]) if depth else -1, tag_folder.stat().st_mtime)

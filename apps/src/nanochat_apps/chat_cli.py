@@ -1,0 +1,205 @@
+"""chat-cli: talk to a trained model in the terminal, or ask it one thing with `-p`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nanochat_apps import cli, paths
+from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype
+
+if TYPE_CHECKING:
+    from nanochat_engine import Engine
+
+    from nanochat_apps.answers import Call
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(127, 160), 65533
+)
+"""A model's control characters are shown, not sent to the terminal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which model, and how it speaks."""
+
+    prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
+    """Answer this and leave; without it, a conversation."""
+    source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
+    """Stage of the model; base goes on with the text instead of chatting."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the model; default: the largest."""
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Step of the model; default: the last."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.6
+    """0 always takes the likeliest token."""
+    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Likeliest tokens to choose from; 0: all."""
+    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 256
+    """Tokens of an answer at most."""
+    seed: int = 42
+    """Equal seeds give equal conversations."""
+    device_type: DeviceType = "auto"
+    """Where to compute."""
+    dtype: Annotated[DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+    """Precision; default: bfloat16 where it is fast, else float32."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"--temperature {self.temperature} must be between 0 and 2")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k {self.top_k} must be at least 0 (0: all tokens)")
+        if self.max_tokens < 1:
+            raise ValueError(f"--max-tokens {self.max_tokens} must be at least 1")
+
+
+class Chat:
+    """A conversation with a model; a base model sees each prompt alone and goes on with it."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._messages: list[dict[str, Any]] = []
+        self._num_turns = 0
+
+    def clear(self) -> None:
+        """Forgets what was said."""
+        self._messages = []
+
+    def answer(self, text: str) -> Generator[str | Call, None, None]:
+        """Yields the answer to a user's text as it comes; closing it keeps what was said up to there.
+
+        Raises `ValueError` in one line if the conversation no longer fits; it then goes on as if nothing was asked.
+        """
+        from nanochat_engine import Request
+        from nanochat_tokenizer import SPECIAL_TOKENS, Tokenizer
+
+        from nanochat_apps.answers import AnswerReader
+
+        tokenizer, limits = self._engine.tokenizer, self._settings
+        assert isinstance(tokenizer, Tokenizer)
+        reader = AnswerReader(tokenizer, SPECIAL_TOKENS)
+        batcher = self._engine.batcher(max_rows=1)
+        batcher.submit(
+            Request(
+                token_ids=self._prompt(tokenizer, text),
+                max_tokens=limits.max_tokens,
+                temperature=limits.temperature,
+                top_k=limits.top_k,
+                seed=limits.seed + self._num_turns,
+            )
+        )
+        self._num_turns += 1
+        try:
+            while not batcher.idle:
+                for event in batcher.step():
+                    if event.error is not None:
+                        raise event.error
+                    if event.token_id is not None:
+                        yield from reader.push(event.token_id, event.mask)
+            yield from reader.finish()
+        finally:
+            if reader.parts and limits.source != "base":
+                self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
+
+    def _prompt(self, tokenizer: Any, text: str) -> list[int]:
+        from nanochat_tokenizer import render_for_completion
+
+        if self._settings.source == "base":
+            return [tokenizer.bos_id, *tokenizer.encode(text)]
+        ids = render_for_completion(tokenizer, {"messages": [*self._messages, {"role": "user", "content": text}]})
+        room = self._engine.model.max_context
+        if len(ids) >= room:
+            what = "the conversation has" if self._messages else "the prompt has"
+            advice = "; clear starts a new one" if self._messages else ""
+            raise ValueError(f"{what} {len(ids)} tokens, the model's context holds {room} with the answer{advice}")
+        return ids
+
+
+def chat(settings: Settings) -> int:
+    """Answers `--prompt`, or whatever is typed until the person leaves."""
+    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    for stream in (sys.stdin, sys.stdout):
+        with contextlib.suppress(AttributeError):  # a stream that someone put in their place
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    import nanochat_engine
+
+    device = choose_device(settings.device_type)
+    engine = nanochat_engine.load(checkpoint, device=device, dtype=choose_dtype(device, settings.dtype))
+    talk = Chat(engine, settings)
+    if settings.prompt is not None:
+        _show(talk.answer(_as_utf8(settings.prompt)))
+        return 0
+    print(f"{checkpoint.parent.name}/{checkpoint.name} on {device}. clear: start over; quit or Ctrl-D: leave.")
+    _converse(talk)
+    return 0
+
+
+def _converse(talk: Chat) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history at the prompt, where there is one)
+    while True:
+        try:
+            text = input("\nUser: ").strip()
+        except KeyboardInterrupt:
+            print("\n(quit or Ctrl-D leaves)")
+            continue
+        except EOFError:
+            print()
+            return
+        if text.lower() in ("quit", "exit"):
+            return
+        if text.lower() == "clear":
+            talk.clear()
+            print("A new conversation.")
+        elif text:
+            _take_turn(talk, text)
+
+
+def _take_turn(talk: Chat, text: str) -> None:
+    """Prints an answer; Ctrl-C stops it and nothing else, a prompt that can't be answered costs one line."""
+    try:
+        answer = talk.answer(text)
+        first = next(answer, "")
+        print("\nAssistant: ", end="", flush=True)
+        with contextlib.closing(answer):
+            _print_piece(first)
+            _show(answer)
+    except KeyboardInterrupt:
+        print("\n(stopped)")
+    except ValueError as error:
+        print(f"error: {cli.describe(error)}", file=sys.stderr)
+
+
+def _show(answer: Iterator[str | Call]) -> None:
+    for piece in answer:
+        _print_piece(piece)
+    print()
+
+
+def _print_piece(piece: str | Call) -> None:
+    """Text as it is; a tool call like `[12+7 = 19]`, dim on a terminal."""
+    if isinstance(piece, str):
+        print(piece.translate(_CONTROLS), end="", flush=True)
+        return
+    shown = piece.expression if piece.output is None else f"{piece.expression} = {piece.output}"
+    call = f"[{shown.translate(_CONTROLS)}]"
+    print(f"\x1b[2m{call}\x1b[0m" if sys.stdout.isatty() else call, end="", flush=True)
+
+
+def _as_utf8(argument: str) -> str:
+    """A command-line argument whose bytes are not UTF-8, with U+FFFD for those."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def main() -> None:
+    cli.run(chat, Settings, prog="chat-cli", description="Talk to a trained model in the terminal.")
+
+
+if __name__ == "__main__":
+    main()
