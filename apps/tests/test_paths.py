@@ -15,7 +15,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def complete(source, tag: str, step: int) -> Path:  # type: ignore[no-untyped-def]
-    directory = checkpoints_root(source, tag) / f"step_{step:06d}"
+    directory = checkpoints_root(source) / tag / f"step_{step:06d}"
     directory.mkdir(parents=True)
     (directory / "manifest.json").write_text("{}")
     return directory
@@ -23,9 +23,9 @@ def complete(source, tag: str, step: int) -> Path:  # type: ignore[no-untyped-de
 
 def test_layout(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer_dir() == base / "tokenizer"
-    assert checkpoints_root("base", "d4") == base / "base_checkpoints" / "d4"
-    assert checkpoints_root("sft", "d4") == base / "chatsft_checkpoints" / "d4"
-    assert checkpoints_root("rl", "d4") == base / "chatrl_checkpoints" / "d4"
+    assert checkpoints_root("base") / "d4" == base / "base_checkpoints" / "d4"
+    assert checkpoints_root("sft") / "d4" == base / "chatsft_checkpoints" / "d4"
+    assert checkpoints_root("rl") / "d4" == base / "chatrl_checkpoints" / "d4"
     monkeypatch.delenv("NANOCHAT_BASE_DIR")
     assert base_dir() == Path.home() / ".cache" / "nanochat"
 
@@ -34,10 +34,10 @@ def test_largest_depth_and_last_complete_step() -> None:
     complete("sft", "d4", 900)
     complete("sft", "d12", 90)
     last = complete("sft", "d12", 600)
-    (checkpoints_root("sft", "d12") / "step_000700").mkdir()  # no manifest: not complete
-    (checkpoints_root("sft", "d20") / "step_000001").mkdir(parents=True)
+    (checkpoints_root("sft") / "d12" / "step_000700").mkdir()  # no manifest: not complete
+    (checkpoints_root("sft") / "d20" / "step_000001").mkdir(parents=True)
     complete("sft", "other", 5)
-    (checkpoints_root("sft", "a-file.txt")).write_text("")
+    (checkpoints_root("sft") / "a-file.txt").write_text("")
     assert find_checkpoint("sft") == last
     assert find_checkpoint("sft", step=90).name == "step_000090"
     assert find_checkpoint("sft", tag="other").name == "step_000005"
