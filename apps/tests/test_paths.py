@@ -14,7 +14,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def complete(source, tag: str, step: int) -> Path:  # type: ignore[no-untyped-def]
+def complete(source: str, tag: str, step: int) -> Path:
     directory = checkpoints_root(source) / tag / f"step_{step:06d}"
     directory.mkdir(parents=True)
     (directory / "manifest.json").write_text("{}")
@@ -51,10 +51,12 @@ def test_newest_of_other_tags() -> None:
 
 
 def test_what_is_missing_is_said_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^no rl checkpoint under .*chatrl_checkpoints; chat-rl makes one$"):
+    with pytest.raises(UsageError, match=r"^no complete rl checkpoint in .*chatrl_checkpoints; chat-rl makes one$"):
         find_checkpoint("rl")
     complete("base", "d4", 10)
-    with pytest.raises(UsageError, match=r"--model-tag d6: .*base_checkpoints; there are d4"):
+    with pytest.raises(UsageError, match=r"with tag d6 in .*base_checkpoints \(there: d4\); base-train makes one"):
         find_checkpoint("base", tag="d6")
-    with pytest.raises(UsageError, match=r"--step 11: .*d4 has steps 10"):
+    with pytest.raises(UsageError, match=r"no complete step 11 in .*d4 \(there: 10\)"):
         find_checkpoint("base", tag="d4", step=11)
+    with pytest.raises(ValueError, match="'mid' is not one of base, sft, rl"):
+        find_checkpoint("mid")
