@@ -114,6 +114,7 @@ class Batcher:
         self._waiting.append((request_id, request))
         return request_id
 
+    @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
         """Frees the request's rows at once; the next step reports its samples cancelled. False if it is not there."""
         for waiting in self._waiting:

@@ -75,6 +75,7 @@ class TinyLM:
         self._wpe = torch.randn(max_context, 16, generator=generator)
         self._qkv = torch.randn(2, 24, 16, generator=generator) / 4
         self._out = torch.randn(2, 16, 8, generator=generator)
+        self._head = torch.randn(vocab_size, 16, generator=generator)
 
     def __call__(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
         B, T = token_ids.shape
@@ -95,7 +96,7 @@ class TinyLM:
         cache.advance(T)
         if cache.logits_at is not None:
             x = x[torch.arange(B), cache.logits_at][:, None]
-        return F.linear(x, self._wte)
+        return F.linear(x, self._head)
 
 
 class ScriptedLM:
