@@ -15,6 +15,7 @@ from nanochat_data import (
     ConversationLoader,
     Prefetcher,
     PretrainLoader,
+    TextSource,
     open_text_source,
     pack_best_fit,
     validation_batches,
@@ -140,8 +141,36 @@ def test_a_prefetcher_gives_the_same_batches_and_states(tmp_path):
 def test_a_state_of_other_data_is_refused(tmp_path):
     make_corpus(tmp_path)
     state = pretrain_loader(tmp_path).state_dict()
-    with pytest.raises(ValueError, match="other data"):
-        pretrain_loader(tmp_path, seed=4).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"other data or settings: sequence_len 16, now 20; seed 3, now 4$"):
+        pretrain_loader(tmp_path, seed=4, sequence_len=20).load_state_dict(state)
+    write_jsonl(tmp_path / "c.jsonl", ["more"])
+    with pytest.raises(ValueError, match="other data or settings: text '"):
+        pretrain_loader(tmp_path).load_state_dict(state)
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), sequence_len=st.integers(1, 40))
+def test_crop_takes_what_a_plain_scan_takes(lengths, sequence_len):
+    loader = PretrainLoader(TextSource(shards=()), ByteEncoder(), batch_size=1, sequence_len=sequence_len, mode="crop")
+    waiting = sorted(length + 1 for length in lengths)
+    for row in loader._crop([[0] * length for length in lengths]):
+        room = sequence_len + 1
+        for piece in row:
+            fitting = [length for length in waiting if length <= room]
+            chosen = fitting[-1] if fitting else waiting[0]
+            waiting.remove(chosen)
+            assert len(piece.ids) == min(chosen, room)
+            room -= len(piece.ids)
+        assert room == 0 or not waiting
+
+
+@pytest.mark.parametrize("mode", ["pack", "crop"])
+def test_text_shorter_than_a_row_goes_on_forever(tmp_path, mode):
+    write_jsonl(tmp_path / "a.jsonl", ["abc"])
+    write_jsonl(tmp_path / "b.jsonl", [" "])
+    write_jsonl(tmp_path / "val.jsonl", ["v"])
+    loader = pretrain_loader(tmp_path, mode=mode)
+    for _ in range(5):
+        assert (next(loader).targets[:, :3] == list(b"abc")).all()
 
 
 def chats(num: int) -> list[dict]:
@@ -151,6 +180,10 @@ def chats(num: int) -> list[dict]:
 def render(chat):
     ids = [BOS, *chat["q"].encode(), *chat["a"].encode()]
     return ids, [0] * (1 + len(chat["q"])) + [1] * len(chat["a"])
+
+
+def render_nothing(chat):
+    raise ValueError("no messages")
 
 
 def conversation_loader(num: int = 50, **settings) -> ConversationLoader:
@@ -180,6 +213,18 @@ def test_conversations_resume_and_progress_grows():
     loader = conversation_loader()
     shares = [loader.progress for _ in loader]
     assert shares == sorted(shares)
+    loader = conversation_loader()
+    next(loader)
+    resumed = conversation_loader()
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.progress == loader.progress > 0
+    assert resumed.epoch == 0
+
+
+def test_a_conversation_that_cannot_be_rendered_is_named():
+    loader = ConversationLoader([{}], render_nothing, pad_id=BOS, batch_size=1, sequence_len=8)
+    with pytest.raises(ValueError, match="conversation 0: no messages"):
+        next(loader)
 
 
 def test_formats_hold_the_same_documents(tmp_path):
@@ -193,6 +238,22 @@ def test_formats_hold_the_same_documents(tmp_path):
         assert list(open_text_source(tmp_path / name, split="train").documents()) == texts
     source = open_text_source(tmp_path / "t.txt", split="train", split_on="# ")
     assert list(source.documents()) == ["one", "# two\nlines", "# three"]
+
+
+def test_null_and_blank_documents_are_left_out_and_line_ends_kept(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": " "}\n{"text": "b"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "", "b"]}), tmp_path / "t.parquet")
+    (tmp_path / "t.txt").write_bytes(b"a\r\nb")
+    assert list(open_text_source(tmp_path / "t.jsonl", split="train").documents()) == ["a", "b"]
+    assert list(open_text_source(tmp_path / "t.parquet", split="train").documents()) == ["a", "b"]
+    assert list(open_text_source(tmp_path / "t.txt", split="train").documents()) == ["a\r\nb"]
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (0, 2, 10, 1):
+        write_jsonl(tmp_path / f"shard_{number}.jsonl", [f"{number}"])
+    assert list(open_text_source(tmp_path, split="train").documents()) == ["0", "1", "2"]
+    assert list(open_text_source(tmp_path, split="val").documents()) == ["10"]
 
 
 def test_splits_of_a_folder_and_of_a_file(tmp_path):
@@ -215,11 +276,18 @@ def broken_files(folder: Path) -> dict[str, str]:
     (folder / "line.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "field.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
     (folder / "blank.txt").write_text("  \n")
+    whole = gzip.compress(b'{"text": "fine"}\n' * 1000)
+    (folder / "short.jsonl.gz").write_bytes(whole[:-20])
+    (folder / "bent.jsonl.gz").write_bytes(whole[:12] + b"????" + whole[16:])
+    (folder / "notes.md").write_text("text")
     return {
         "empty.parquet": "empty, damaged or no parquet",
         "corrupt.parquet": "empty, damaged or no parquet",
         "column.parquet": "no column 'text'; it has body",
-        "latin.txt": "not UTF-8 (byte 2)",
+        "latin.txt": "line 1 is not UTF-8 (byte 2)",
+        "short.jsonl.gz": "cannot be read",
+        "bent.jsonl.gz": "cannot be read",
+        "notes.md": "is none of .parquet, .jsonl",
         "line.jsonl": "line 2 is not JSON",
         "field.jsonl": "line 2 has no string in the field 'text'",
         "blank.txt": "has no training documents",

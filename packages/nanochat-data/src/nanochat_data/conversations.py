@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from nanochat_data.protocols import Conversations, Renderer
@@ -17,7 +15,7 @@ class ConversationLoader(RowLoader):
     """Rows of T + 1 ids from conversations; only a conversation longer than a row is cut, and counted in `num_cut`.
 
     The first epoch takes the conversations in their order (a mixture is shuffled already), later ones in an order of their
-    own. `fingerprint` names the task; it is the caller's to give, since conversations may be generated.
+    own. `task_fingerprint` says which conversations they are; it is the task's own `fingerprint` unless given.
     """
 
     def __init__(
@@ -28,7 +26,7 @@ class ConversationLoader(RowLoader):
         pad_id: int,
         batch_size: int,
         sequence_len: int,
-        task_fingerprint: str = "",
+        task_fingerprint: str | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -43,12 +41,22 @@ class ConversationLoader(RowLoader):
         self.render = render
         self.num_epochs = num_epochs
         self.num_cut = 0
-        self._task_fingerprint = task_fingerprint
+        own_fingerprint = str(getattr(task, "fingerprint", ""))
+        self._task_fingerprint = own_fingerprint if task_fingerprint is None else task_fingerprint
 
     @property
-    def fingerprint(self) -> str:
-        what = (self._task_fingerprint, len(self.task), self.sequence_len, self.seed)
-        return hashlib.sha256(repr(what).encode()).hexdigest()
+    def identity(self) -> dict[str, str | int]:
+        return {
+            "task": self._task_fingerprint,
+            "num_conversations": len(self.task),
+            "sequence_len": self.sequence_len,
+            "seed": self.seed,
+        }
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next row, from 0; after the last, their number."""
+        return self._position["epoch"] if self._position is not None else self.num_epochs or 0
 
     @property
     def progress(self) -> float:
@@ -57,7 +65,8 @@ class ConversationLoader(RowLoader):
             return 1.0
         start = self._position.get("conversation", 0)
         window_size = min(WINDOW_CONVERSATIONS, len(self.task) - start)
-        in_window = self._next_row / max(len(self._window.rows), 1) if self._window is not None else 0.0
+        window = self._current_window()
+        in_window = self._next_row / max(len(window.rows), 1) if window is not None else 0.0
         epochs = (start + in_window * window_size) / len(self.task)
         if self.num_epochs is None:
             return epochs
@@ -77,7 +86,10 @@ class ConversationLoader(RowLoader):
         return Window(self._shuffled(packed, {"epoch": epoch, "conversation": start}), following)
 
     def _piece(self, index: int) -> Piece:
-        ids, mask = self.render(self.task[index])
+        try:
+            ids, mask = self.render(self.task[index])
+        except ValueError as error:
+            raise ValueError(f"conversation {index}: {error}") from error
         if len(ids) > self.sequence_len + 1:
             self.num_cut += 1
         return Piece(ids[: self.sequence_len + 1], mask[: self.sequence_len + 1])

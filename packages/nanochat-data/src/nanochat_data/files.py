@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,10 @@ def is_text_file(path: Path) -> bool:
 
 
 def read_documents(path: Path, *, text_field: str, split_on: str | None) -> list[str]:
-    """All documents of one file, empty ones dropped. A txt file is one document unless `split_on` cuts it before matches."""
+    """All documents of one file, without blank and null ones.
+
+    A txt file is one document unless the expression `split_on` cuts it before each match.
+    """
     if path.name.endswith(".parquet"):
         documents = _read_parquet(path, text_field)
     elif path.name.endswith(".txt"):
@@ -41,23 +45,26 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
                     raise ValueError(f"{path}, line {number} is not UTF-8 (byte {error.start} of the line)") from None
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
-    except (EOFError, gzip.BadGzipFile, FileNotFoundError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    missing = object()
     for number, value in read_json_lines(path):
-        text = value.get(text_field) if isinstance(value, dict) else None
-        if not isinstance(text, str):
+        text = value.get(text_field, missing) if isinstance(value, dict) else missing
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
             raise ValueError(f"{path}, line {number} has no string in the field {text_field!r}")
-        yield text
 
 
 def _read_txt(path: Path, split_on: str | None) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start})") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {error.start})") from None
     if split_on is None:
         return [text]
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Literal
 
@@ -21,7 +21,9 @@ class PretrainLoader(RowLoader):
 
     `pack` keeps all text: a document longer than a row goes on in further rows, each piece after a BOS, and every token of
     it is a target exactly once an epoch. `crop` does as the reference: the largest document that fits, else the shortest
-    one cut to the room left, its rest dropped. Documents are shuffled per epoch, shard after shard.
+    one cut to the room left, its rest dropped. Documents are shuffled per epoch, shard after shard, and rows within a
+    window: the pieces of a long document are not read front to back. `tokenizer_fingerprint` is the tokenizer's own
+    `fingerprint` unless given.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class PretrainLoader(RowLoader):
         mode: Literal["pack", "crop"] = "pack",
         num_epochs: int | None = None,
         shuffle: bool = True,
-        tokenizer_fingerprint: str = "",
+        tokenizer_fingerprint: str | None = None,
         tokenizer_threads: int = 2,
     ) -> None:
         super().__init__(
@@ -57,21 +59,21 @@ class PretrainLoader(RowLoader):
         self.shuffle = shuffle
         self.num_cropped_tokens = 0
         """Tokens dropped so far by `crop`."""
-        self._tokenizer_fingerprint = tokenizer_fingerprint
+        own_fingerprint = str(getattr(tokenizer, "fingerprint", ""))
+        self._tokenizer_fingerprint = own_fingerprint if tokenizer_fingerprint is None else tokenizer_fingerprint
         self._tokenizer_threads = tokenizer_threads
         self._shard: tuple[tuple[int, int], list[str]] | None = None
 
     @property
-    def fingerprint(self) -> str:
-        what = (
-            self.source.fingerprint,
-            self._tokenizer_fingerprint,
-            self.sequence_len,
-            self.seed,
-            self.mode,
-            self.shuffle,
-        )
-        return hashlib.sha256(repr(what).encode()).hexdigest()
+    def identity(self) -> dict[str, str | int]:
+        return {
+            "text": self.source.fingerprint,
+            "tokenizer": self._tokenizer_fingerprint,
+            "sequence_len": self.sequence_len,
+            "seed": self.seed,
+            "mode": self.mode,
+            "shuffle": self.shuffle,
+        }
 
     def _open_window(self, position: Position) -> Window | None:
         documents: list[list[int]] = []
@@ -82,7 +84,7 @@ class PretrainLoader(RowLoader):
             "doc": position.get("doc", 0),
         }
         start = dict(here or {})
-        while here is not None and num_tokens < WINDOW_TOKENS and here["epoch"] == start["epoch"]:
+        while here is not None and num_tokens < WINDOW_TOKENS and here["epoch"] <= start["epoch"] + (not documents):
             texts, here = self._read(here)
             for ids in self.tokenizer.encode_batch(texts, num_threads=self._tokenizer_threads):
                 documents.append(ids)
@@ -129,19 +131,22 @@ class PretrainLoader(RowLoader):
         return [[Piece(pieces[i]) for i in row] for row in rows]
 
     def _crop(self, documents: list[list[int]]) -> list[list[Piece]]:
-        """Rows without padding; what would not fill the last row is dropped with it."""
+        """Full rows; what would not fill the last one is dropped, unless there is no other."""
+        capacity = self.sequence_len + 1
         waiting = sorted(([self.tokenizer.bos_id, *ids] for ids in documents), key=len)
-        rows = []
-        while sum(map(len, waiting)) >= self.sequence_len + 1:
-            row, room = [], self.sequence_len + 1
-            while room > 0:
-                fitting = [i for i, piece in enumerate(waiting) if len(piece) <= room]
-                piece = waiting.pop(fitting[-1] if fitting else 0)
-                self.num_cropped_tokens += max(0, len(piece) - room)
+        lengths = [len(piece) for piece in waiting]
+        left = sum(lengths)
+        rows: list[list[Piece]] = []
+        while waiting and (left >= capacity or not rows):
+            row: list[Piece] = []
+            room = capacity
+            while waiting and room > 0:
+                chosen = max(bisect_right(lengths, room) - 1, 0)  # the longest that fits, else the shortest
+                length, piece = lengths.pop(chosen), waiting.pop(chosen)
                 row.append(Piece(piece[:room]))
-                room -= len(row[-1].ids)
-                if not waiting:
-                    break
+                self.num_cropped_tokens += max(0, length - room)
+                left -= length
+                room -= min(length, room)
             rows.append(row)
         return rows
 

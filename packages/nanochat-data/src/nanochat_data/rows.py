@@ -103,8 +103,8 @@ class RowLoader(ABC):
 
     @property
     @abstractmethod
-    def fingerprint(self) -> str:
-        """Identifies the data and whatever else shapes the row sequence."""
+    def identity(self) -> dict[str, str | int]:
+        """The data and whatever else shapes the row sequence, by name; a state fits only a loader of equal identity."""
 
     @abstractmethod
     def _open_window(self, position: Position) -> Window | None:
@@ -123,12 +123,16 @@ class RowLoader(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Position of the next row that has not been handed out."""
         position = dict(self._position) if self._position is not None else None
-        return {"fingerprint": self.fingerprint, "position": position, "row": self._next_row}
+        return {"identity": self.identity, "position": position, "row": self._next_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on at a saved position. Raises `ValueError` if the state belongs to other data or settings."""
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError("the saved loader position belongs to other data, tokenizer, seed or sequence length")
+        """Goes on at a saved position. Raises `ValueError` naming what is different where the state does not fit."""
+        saved, own = state["identity"], self.identity
+        different = [
+            f"{name} {saved.get(name)!r}, now {value!r}" for name, value in own.items() if saved.get(name) != value
+        ]
+        if different:
+            raise ValueError(f"the saved loader position belongs to other data or settings: {'; '.join(different)}")
         position = state["position"]
         self._position = {key: int(value) for key, value in position.items()} if position is not None else None
         self._next_row = int(state["row"])
@@ -136,16 +140,20 @@ class RowLoader(ABC):
 
     def _row(self) -> list[Piece] | None:
         while self._position is not None:
-            if self._window is None:
-                self._window = self._open_window(self._position)
-                if self._window is None:
-                    self._position = None
-                    return None
-            if self._next_row < len(self._window.rows):
+            window = self._current_window()
+            if window is None:
+                self._position = None
+            elif self._next_row < len(window.rows):
                 self._next_row += 1
-                return self._window.rows[self._next_row - 1]
-            self._position, self._window, self._next_row = self._window.following, None, 0
+                return window.rows[self._next_row - 1]
+            else:
+                self._position, self._window, self._next_row = window.following, None, 0
         return None
+
+    def _current_window(self) -> Window | None:
+        if self._window is None and self._position is not None:
+            self._window = self._open_window(self._position)
+        return self._window
 
     def _batch(self, rows: Sequence[list[Piece]]) -> Batch:
         shape = (self.batch_size, self.sequence_len + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,15 +64,18 @@ def open_text_source(
 ) -> TextSource:
     """The training or validation documents of a folder or file of parquet, jsonl or txt.
 
-    In a folder, files named `val*` or `valid*` are validation, else the last of several shards; of a single file, every
-    50th document. Raises `ValueError` naming what is missing or has no documents.
+    Shards are in the order of the numbers in their names. In a folder, files named `val*` or `valid*` are validation, else
+    the last of several shards; of a single file, every 50th document. Raises `ValueError` naming what is missing or has no
+    documents.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a folder or file of {', '.join(SUFFIXES)}")
-    shards = sorted(p for p in path.iterdir() if is_text_file(p)) if path.is_dir() else [path]
-    if not shards or not is_text_file(shards[0]):
-        raise ValueError(f"{path} holds no {', '.join(SUFFIXES)} file")
+    found = path.iterdir() if path.is_dir() else [path]
+    shards = sorted((file for file in found if is_text_file(file)), key=_numbered)
+    if not shards:
+        what = "holds no file of the types" if path.is_dir() else "is none of"
+        raise ValueError(f"{path} {what} {', '.join(SUFFIXES)}")
     named = [shard for shard in shards if shard.name.startswith("val")]
     if named and len(named) < len(shards):
         chosen = named if split == "val" else [shard for shard in shards if shard not in named]
@@ -88,3 +92,8 @@ def open_text_source(
             f"{path} has no {what} documents; add files (validation: named val*) or cut the text with a split_on expression"
         )
     return source
+
+
+def _numbered(path: Path) -> list[tuple[int, str]]:
+    """Sorting key that puts shard_2 before shard_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
