@@ -249,6 +249,14 @@ def test_null_and_blank_documents_are_left_out_and_line_ends_kept(tmp_path):
     assert list(open_text_source(tmp_path / "t.txt", split="train").documents()) == ["a\r\nb"]
 
 
+def test_cutting_a_text_loses_no_byte(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b" \n# a\n#  \n# b\n# ")
+    source = open_text_source(tmp_path / "t.txt", split="train", split_on="^# ")
+    assert list(source.documents()) == [" \n# a\n", "#  \n", "# b\n", "# "]
+    source = open_text_source(tmp_path / "t.txt", split="train", split_on=" ")
+    assert list(source.documents()) == [" \n#", " a\n# ", " \n#", " b\n# "]
+
+
 def test_shards_are_in_the_order_of_their_numbers(tmp_path):
     for number in (0, 2, 10, 1):
         write_jsonl(tmp_path / f"shard_{number}.jsonl", [f"{number}"])

@@ -71,8 +71,13 @@ def _read_txt(path: Path, split_on: str | None) -> list[str]:
         starts = [match.start() for match in re.finditer(split_on, text, flags=re.MULTILINE)]
     except re.error as error:
         raise ValueError(f"split_on={split_on!r} is not a regular expression ({error})") from None
-    cuts = [0, *starts, len(text)]
-    return [text[start:end] for start, end in pairwise(cuts)]
+    documents: list[str] = []
+    for start, end in pairwise([0, *starts, len(text)]):
+        if documents and (not documents[-1].strip() or not text[start:end].strip()):
+            documents[-1] += text[start:end]  # white space alone is no document, and no byte of it is lost
+        else:
+            documents.append(text[start:end])
+    return documents
 
 
 def _read_parquet(path: Path, text_field: str) -> list[str]:
