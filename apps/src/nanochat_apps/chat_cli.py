@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nanochat_apps.answers import Call
 
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
     range(127, 160), 65533
 )
 """A model's control characters are shown, not sent to the terminal."""
@@ -64,12 +64,12 @@ class Chat:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self._num_turns = 0
 
     def clear(self) -> None:
         """Forgets what was said."""
-        self._messages = []
+        self.messages = []
 
     def answer(self, text: str) -> Generator[str | Call, None, None]:
         """Yields the answer to a user's text as it comes; closing it keeps what was said up to there.
@@ -105,18 +105,18 @@ class Chat:
             yield from reader.finish()
         finally:
             if reader.parts and limits.source != "base":
-                self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
 
     def _prompt(self, tokenizer: Any, text: str) -> list[int]:
         from nanochat_tokenizer import render_for_completion
 
         if self._settings.source == "base":
             return [tokenizer.bos_id, *tokenizer.encode(text)]
-        ids = render_for_completion(tokenizer, {"messages": [*self._messages, {"role": "user", "content": text}]})
+        ids = render_for_completion(tokenizer, {"messages": [*self.messages, {"role": "user", "content": text}]})
         room = self._engine.model.max_context
         if len(ids) >= room:
-            what = "the conversation has" if self._messages else "the prompt has"
-            advice = "; clear starts a new one" if self._messages else ""
+            what = "the conversation has" if self.messages else "the prompt has"
+            advice = "; clear starts a new one" if self.messages else ""
             raise ValueError(f"{what} {len(ids)} tokens, the model's context holds {room} with the answer{advice}")
         return ids
 
@@ -136,11 +136,11 @@ def chat(settings: Settings) -> int:
         _show(talk.answer(_as_utf8(settings.prompt)))
         return 0
     print(f"{checkpoint.parent.name}/{checkpoint.name} on {device}. clear: start over; quit or Ctrl-D: leave.")
-    _converse(talk)
+    converse(talk)
     return 0
 
 
-def _converse(talk: Chat) -> None:
+def converse(talk: Chat) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and history at the prompt, where there is one)
     while True:
@@ -158,17 +158,17 @@ def _converse(talk: Chat) -> None:
             talk.clear()
             print("A new conversation.")
         elif text:
-            _take_turn(talk, text)
+            take_turn(talk, text)
 
 
-def _take_turn(talk: Chat, text: str) -> None:
+def take_turn(talk: Chat, text: str) -> None:
     """Prints an answer; Ctrl-C stops it and nothing else, a prompt that can't be answered costs one line."""
     try:
         answer = talk.answer(text)
         first = next(answer, "")
         print("\nAssistant: ", end="", flush=True)
         with contextlib.closing(answer):
-            _print_piece(first)
+            show_piece(first)
             _show(answer)
     except KeyboardInterrupt:
         print("\n(stopped)")
@@ -178,17 +178,17 @@ def _take_turn(talk: Chat, text: str) -> None:
 
 def _show(answer: Iterator[str | Call]) -> None:
     for piece in answer:
-        _print_piece(piece)
+        show_piece(piece)
     print()
 
 
-def _print_piece(piece: str | Call) -> None:
+def show_piece(piece: str | Call) -> None:
     """Text as it is; a tool call like `[12+7 = 19]`, dim on a terminal."""
     if isinstance(piece, str):
-        print(piece.translate(_CONTROLS), end="", flush=True)
+        print(piece.translate(CONTROLS), end="", flush=True)
         return
     shown = piece.expression if piece.output is None else f"{piece.expression} = {piece.output}"
-    call = f"[{shown.translate(_CONTROLS)}]"
+    call = f"[{shown.translate(CONTROLS)}]"
     print(f"\x1b[2m{call}\x1b[0m" if sys.stdout.isatty() else call, end="", flush=True)
 
 
