@@ -157,12 +157,12 @@ def test_closing_the_engine_ends_streams_and_refuses_more() -> None:
 
 def test_the_event_loop_never_waits_for_the_model() -> None:
     def very_slow(history: list[int]) -> int:
-        time.sleep(0.05)
+        time.sleep(0.4)
         return 65
 
     async def main() -> float:
         async with AsyncEngine(scripted(very_slow)) as engine:
-            task = asyncio.create_task(collect(engine, Request(token_ids=[1], max_tokens=5)))
+            task = asyncio.create_task(collect(engine, Request(token_ids=[1], max_tokens=3)))
             longest_s, last_s = 0.0, time.perf_counter()
             while not task.done():
                 await asyncio.sleep(0.001)
@@ -170,4 +170,4 @@ def test_the_event_loop_never_waits_for_the_model() -> None:
                 longest_s, last_s = max(longest_s, now_s - last_s), now_s
             return longest_s
 
-    assert asyncio.run(main()) < 0.045
+    assert asyncio.run(main()) < 0.3
