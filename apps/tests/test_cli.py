@@ -16,6 +16,8 @@ class Settings:
     """Tag of the model."""
     source: Literal["sft", "rl"] = "sft"
     """Stage of the model."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision."""
     top_k: int = 50
     """Tokens to choose from."""
     fp8: bool = False
@@ -34,8 +36,8 @@ def exit_of(*args: str, main=lambda settings: None) -> int | str | None:  # type
 
 def test_flags_reach_main() -> None:
     seen: list[Settings] = []
-    assert exit_of("-g", "d4", "--top-k", "7", "--fp8", "--source", "rl", main=seen.append) == 0
-    assert seen == [Settings(model_tag="d4", top_k=7, fp8=True, source="rl")]
+    assert exit_of("-g", "d4", "--top-k", "7", "--fp8", "--source", "rl", "--dtype", "float32", main=seen.append) == 0
+    assert seen == [Settings(model_tag="d4", top_k=7, fp8=True, source="rl", dtype="float32")]
     assert exit_of(main=lambda settings: 3) == 3
 
 
@@ -43,8 +45,9 @@ def test_flags_reach_main() -> None:
     ("args", "named"),
     [
         (["--topk", "3"], "--topk"),
-        (["--top-k", "many"], "--top-k"),
+        (["--top-k", "many"], "--top-k: 'many' is not a whole number"),
         (["--top-k"], "--top-k"),
+        (["--dtype", "int8"], "--dtype"),
         (["--source", "mid"], "--source"),
         (["--top-k", "-3"], "--top-k -3 must not be negative"),
         (["stray"], "stray"),
@@ -96,6 +99,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("Talks.", "--model-tag", "-g", "--top-k", "--fp8", "Stage of the model.", "--debug"):
         assert word in text
+    assert "{float32,bfloat16}" in text
     assert "{None}" not in text
 
 

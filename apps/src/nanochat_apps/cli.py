@@ -14,13 +14,20 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import tyro
 
 S = TypeVar("S")
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+
+_PLAIN_WORDS = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"Expected 1 values": "Expected one value",
+}
+"""What Python and tyro say of a value, in words for who typed it."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -99,9 +106,13 @@ def _first_statement(box: str) -> str:
             break
         if line.lstrip().startswith("│") and content:
             said.append(content)
-    return " ".join(said) or " ".join(box.split())
+    statement = " ".join(said) or " ".join(box.split())
+    for pattern, plain in _PLAIN_WORDS.items():
+        statement = re.sub(pattern, plain, statement)
+    return statement
 
 
+_METAVARS: dict[Any, str] = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -110,16 +121,21 @@ def _optional_value(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """`int | None` takes an int on the command line, and its help says no more than that; None is for the default."""
-    if get_origin(info.type) not in (Union, UnionType):
+    if get_origin(info.type) not in (Union, UnionType) or NoneType not in get_args(info.type):
         return None
     kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
-    if len(kinds) != 1 or kinds[0] not in (str, int, float, Path) or NoneType not in get_args(info.type):
+    if len(kinds) != 1:
         return None
     [kind] = kinds
+    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+    if choices is None and kind not in _METAVARS:
+        return None
+    convert = str if choices is not None else kind
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar={str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}[kind],
-        instance_from_str=lambda values: kind(values[0]),
-        is_instance=lambda value: value is None or isinstance(value, kind),
+        metavar=_METAVARS[kind] if choices is None else "{" + ",".join(choices) + "}",
+        instance_from_str=lambda values: convert(values[0]),
+        is_instance=lambda value: value is None or isinstance(value, convert),
         str_from_instance=lambda value: ["none" if value is None else str(value)],
+        choices=choices,
     )
