@@ -68,19 +68,17 @@ def load_model(
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
     stored = state["transformer.wte.weight"].dtype if "transformer.wte.weight" in state else torch.float32
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    model = GPT(config, compute_dtype=dtype or stored)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in state:
             raise ValueError(f"{path} lacks the tensor {name} that {CONFIG_FILE} calls for")
         if state[name].shape != shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, {CONFIG_FILE} calls for {tuple(shape)}"
-            )
+            found = tuple(state[name].shape)
+            raise ValueError(f"{path}: {name} has shape {found}, {CONFIG_FILE} calls for {tuple(shape)}")
     unexpected = sorted(set(state) - set(expected))
     if unexpected:
         raise ValueError(f"{path} holds a tensor {unexpected[0]} that {CONFIG_FILE} has no place for")
-    model = GPT(config, compute_dtype=dtype or stored)
     model.load_state_dict(state)
     if inference:
         for module in model.modules():

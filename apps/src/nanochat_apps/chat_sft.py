@@ -1,0 +1,170 @@
+"""chat-sft: turns a base model into a chat model by fine-tuning on a mixture of conversations."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nanochat_apps import cli, device, paths
+
+if TYPE_CHECKING:
+    from nanochat_data import Task
+
+HELD_OUT_SHARE = 20
+HELD_OUT_MOST = 200
+"""One conversation in so many, but no more than this, is kept for validation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """A fine-tuning run. What is not given is taken from the base run."""
+
+    mixture: Annotated[str, tyro.conf.arg(aliases=["-x"])]
+    """Conversations to train on: names and .jsonl files with how often each comes, for example oasst.jsonl:1,gsm8k:4."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the base model, and of the chat model; default: the largest."""
+    model_step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Step of the base model; default: the last."""
+    num_iterations: int | None = None
+    """Optimizer steps; default: one epoch."""
+    device_batch_size: int | None = None
+    """Rows of a micro-batch; default: the base run's."""
+    total_batch_size: int | None = None
+    """Tokens of an optimizer step; default: the base run's."""
+    init_lr_frac: float = 0.8
+    """On the base run's rates, which are not scaled by the batch here."""
+    warmdown_ratio: float = 0.5
+    final_lr_frac: float = 0.0
+    warm_optimizer: bool = True
+    """Start with the base run's optimizer state."""
+    eval_every: int = 200
+    """Steps between evaluations on the conversations kept for validation."""
+    save_every: int | None = None
+    keep: int | None = None
+    resume_from_step: int | None = None
+    """Go on from this checkpoint of the same tag; 0 takes the last."""
+    device_type: device.DeviceType = "auto"
+    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step; auto: for long runs, where there is a C++ compiler."""
+    seed: int = 42
+
+
+def train(settings: Settings) -> int:
+    """Fine-tunes on the mixture that the settings name."""
+    from nanochat_data import TaskOptions, parse_mixture
+
+    mixture = parse_mixture(settings.mixture, TaskOptions(split="train", mirror=paths.data_mirror()))
+    return 0 if fine_tune(settings, mixture) else cli.INTERRUPTED
+
+
+def fine_tune(settings: Settings, task: Task) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+    import torch
+    from nanochat_data import ConversationLoader, Prefetcher
+    from nanochat_model import load_model
+    from nanochat_tokenizer import Tokenizer, render_conversation
+    from nanochat_train import (
+        FineTuning,
+        MuonAdamW,
+        Rates,
+        TrainingLoop,
+        bits_per_byte,
+        load_meta,
+        load_training_state,
+        param_groups,
+        state,
+        verify_checkpoint,
+    )
+
+    from nanochat_apps.training_run import TrainingRun, maybe_compiled, resume, settings_as_json
+
+    base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
+    verify_checkpoint(base)
+    base_settings: dict[str, Any] = load_meta(base)["settings"]
+    where = device.choose_device(settings.device_type)
+    dtype = device.choose_dtype(where, settings.dtype)
+    tokenizer = Tokenizer.load(base / "tokenizer")
+    model = load_model(base, device=where, dtype=dtype)
+    T = model.config.sequence_len
+    total = settings.total_batch_size or base_settings["total_batch_size"] or base_settings["device_batch_size"] * T
+    rows = min(settings.device_batch_size or base_settings["device_batch_size"], max(1, total // T))
+    num_held_out = min(len(task) // HELD_OUT_SHARE, HELD_OUT_MOST)
+    train_task, val_task = task[: len(task) - num_held_out], task[len(task) - num_held_out :]
+    render = partial(render_conversation, tokenizer, max_tokens=None)
+    layout = {"pad_id": tokenizer.bos_id, "batch_size": rows, "sequence_len": T}
+    print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
+
+    groups = param_groups(
+        model.param_roles(),
+        n_embd=model.config.n_embd,
+        rates=Rates(
+            unembedding=base_settings["unembedding_lr"],
+            embedding=base_settings["embedding_lr"],
+            matrix=base_settings["matrix_lr"],
+            scalar=base_settings["scalar_lr"],
+        ),
+        lr_scale=1.0,
+        weight_decay=0.0,
+    )
+    optimizer = MuonAdamW(groups, compute_dtype=dtype)
+    if settings.warm_optimizer and (base / "training").is_dir():
+        state.restore_optimizer(optimizer, load_training_state(base))
+    endless = settings.num_iterations is not None
+    loader = ConversationLoader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1, **layout)
+
+    def evaluate() -> float:
+        batches = ConversationLoader(val_task, render, num_epochs=1, **layout)
+        return bits_per_byte(model, batches, torch.from_numpy(tokenizer.token_byte_lengths()), device=where).bpb
+
+    with Prefetcher(loader) as prefetched:
+        loop = TrainingLoop(
+            maybe_compiled(model, mode=settings.compile, num_steps=settings.num_iterations or 10**6),
+            optimizer,
+            prefetched,
+            FineTuning(
+                progress=lambda: prefetched.progress,
+                num_iterations=settings.num_iterations,
+                lr_scale=settings.init_lr_frac,
+                warmdown_ratio=settings.warmdown_ratio,
+                final_fraction=settings.final_lr_frac,
+            ),
+            device=where,
+            grad_accum_steps=max(1, total // (rows * T)),
+        )
+        root = paths.checkpoints_root("sft") / base.parent.name
+        if settings.resume_from_step is not None:
+            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
+        run = TrainingRun(
+            loop=loop,
+            model=model,
+            tokenizer=tokenizer,
+            root=root,
+            stage="sft",
+            meta={"settings": settings_as_json(settings), "base": base.name, "data_fingerprint": task.fingerprint},
+            total_steps=settings.num_iterations,
+            device=where,
+            evaluate=evaluate if num_held_out else None,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            keep_last=settings.keep,
+            progress=lambda: prefetched.progress,
+        )
+        finished = run.run()
+    if loader.num_cut:
+        print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
+    return finished
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(train, Settings, prog="chat-sft", description="Fine-tune a base model on conversations.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Device, compute dtype and allocator: decided once, by the program, before anything is computed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from nanochat_apps.cli import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceType = Literal["auto", "cpu", "cuda", "mps"]
+DtypeName = Literal["float32", "bfloat16"]
+
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""Keeps freed memory in the process: without it, page faults take most of a training step on the CPU."""
+
+
+def keep_freed_memory() -> None:
+    """Restarts the program with glibc's allocator set as above. Call it first thing in `main`, before torch is imported."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_MAX_" in os.environ:
+        return
+    os.environ.update(ALLOCATOR)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def choose_device(name: DeviceType) -> torch.device:
+    """The device asked for; `auto` takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        usable = ", ".join(kind for kind, there in available.items() if there)
+        raise UsageError(f"--device-type {name}: not available here; there is {usable}")
+    return torch.device(name)
+
+
+def choose_dtype(device: torch.device, name: DtypeName | None = None) -> torch.dtype:
+    """The dtype asked for; by default bfloat16 where the device computes it fast, else float32."""
+    import torch
+
+    if name is not None:
+        return torch.float32 if name == "float32" else torch.bfloat16
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """CUDA from SM80 up, and processors with AMX or AVX512-BF16."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        flags = _cpu_flags()
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return set()
+    return set(next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split())
+
+
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, *, size: int = 2048, rounds: int = 3) -> float:
+    """Floating-point operations a second of a square matrix product: the peak that MFU is a share of; median of rounds."""
+    import torch
+
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    durations = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        durations.append(time.perf_counter() - start)
+    return 2.0 * size**3 / sorted(durations[1:])[rounds // 2]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: on the device for CUDA, of the process elsewhere."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

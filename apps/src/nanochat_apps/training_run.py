@@ -1,0 +1,216 @@
+"""One training run as every stage has it: metrics, evaluations, checkpoints, and a clean stop on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nanochat_apps import device as devices
+from nanochat_apps.cli import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import StepReport, TrainingLoop
+
+COMPILE_PAYS_AFTER_STEPS = 300
+"""Compiling takes about a minute on two cores and saves about a fifth of a step."""
+
+
+@dataclass(kw_only=True)
+class TrainingRun:
+    """Drives a `TrainingLoop` to its end and keeps what it makes under `root`."""
+
+    loop: TrainingLoop
+    model: GPT
+    tokenizer: Tokenizer
+    root: Path
+    """Checkpoints and metrics.jsonl of this run go here."""
+    stage: str
+    meta: Mapping[str, Any]
+    """What `meta.json` says of the run, besides step, stage and scores."""
+    total_steps: int | None
+    device: torch.device
+    evaluate: Callable[[], float] | None = None
+    """Validation bits per byte now."""
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep_last: int | None = None
+    progress: Callable[[], float] | None = None
+    """Share done, where the number of steps is not known beforehand."""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> bool:
+        """Trains to the end (True) or to the next step after a signal (False); either way the last step is saved."""
+        from nanochat_train import Ema, JsonlSink, Sinks, console_sink
+
+        self._ema = Ema()
+        self._start_s, self._start_step = time.perf_counter(), self.loop.step
+        self._peak_flops = devices.measure_matmul_flops(self.device, self.model.compute_dtype)
+        self._saved_step: int | None = self.loop.step if self.loop.step else None
+        metrics = JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step)
+        self._sink = Sinks([metrics, console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)])
+        try:
+            with stop_signals() as stop_requested:
+                finished = self.loop.run(self._after_step, should_stop=stop_requested)
+            if finished and self.eval_every is not None and "val_bpb" not in self._metrics_of_step(self.loop.step):
+                self._evaluate()
+            if self._saved_step != self.loop.step:
+                self.save()
+            if not finished:
+                self._sink.note(
+                    f"{self.stage}: stopped after step {self.loop.step}, which is saved; run it again to go on"
+                )
+            return finished
+        finally:
+            self._sink.close()
+
+    def save(self) -> Path:
+        """A checkpoint of this very step."""
+        from nanochat_model import save_model
+        from nanochat_train import save_checkpoint, state
+
+        self._saved_step = self.loop.step
+        return save_checkpoint(
+            self.root,
+            self.loop.step,
+            writers=[lambda d: save_model(self.model, d), lambda d: self.tokenizer.save(d / "tokenizer")],
+            meta={
+                **self.meta,
+                "stage": self.stage,
+                "scores": self.scores,
+                "tokens_seen": self.loop.tokens_seen,
+                "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            },
+            training=state.capture(self.loop),
+            keep_last=self.keep_last,
+        )
+
+    def _after_step(self, report: StepReport) -> None:
+        step = report.step
+        tokens_per_s = report.num_tokens / report.duration_s
+        self._sink.log(
+            step,
+            {
+                "loss": self._ema.update(report.loss),
+                "step_loss": report.loss,
+                "grad_norm": report.grad_norm,
+                "lr_multiplier": report.lr_multiplier,
+                "tokens": self.loop.tokens_seen,
+                "tokens_per_s": tokens_per_s,
+                "mfu": tokens_per_s * self.model.flops_per_token() / self._peak_flops,
+                "memory_bytes": devices.peak_memory_bytes(self.device),
+                **self._eta(step),
+            },
+        )
+        if self.save_every and step % self.save_every == 0:
+            self.save()  # before evaluating: an evaluation that fails loses nothing
+        if self.eval_every and step % self.eval_every == 0:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        if self.evaluate is None:
+            return
+        start_s = time.perf_counter()
+        self.scores["val_bpb"] = self.evaluate()
+        self.scores["val_bpb_step"] = self.loop.step
+        self._sink.log(self.loop.step, {"val_bpb": self.scores["val_bpb"]})
+        seconds = time.perf_counter() - start_s
+        self._sink.note(f"{self.stage} step {self.loop.step}  val bpb {self.scores['val_bpb']:.4f}  ({seconds:.0f} s)")
+
+    def _metrics_of_step(self, step: int) -> dict[str, float]:
+        return self.scores if self.scores.get("val_bpb_step") == step else {}
+
+    def _eta(self, step: int) -> dict[str, float]:
+        elapsed_s = time.perf_counter() - self._start_s
+        if self.total_steps is not None:
+            per_step_s = elapsed_s / (step - self._start_step)
+            return {"eta_s": per_step_s * (self.total_steps - step)}
+        share = self.progress() if self.progress is not None else 0.0
+        return {"eta_s": elapsed_s * (1 - share) / share} if share > 0 else {}
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once."""
+    requested = False
+
+    def request(signal_number: int, _frame: object) -> None:
+        nonlocal requested
+        if requested and signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requested = True
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class CompiledLoss:
+    """A model whose training loss is compiled; everything else is the model's own."""
+
+    model: GPT
+    compiled: Callable[..., torch.Tensor]
+
+    def loss(
+        self, token_ids: torch.Tensor, targets: torch.Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean"
+    ) -> torch.Tensor:
+        return self.compiled(token_ids, targets, reduction=reduction)
+
+    def param_roles(self) -> dict[str, list[torch.nn.Parameter]]:
+        return self.model.param_roles()
+
+
+def maybe_compiled(model: GPT, *, mode: Literal["auto", "on", "off"], num_steps: int) -> GPT | CompiledLoss:
+    """The model, its loss compiled where asked for or, by default, where the run is long and a C++ compiler is there."""
+    import torch
+
+    wanted = mode == "on" or (mode == "auto" and num_steps >= COMPILE_PAYS_AFTER_STEPS)
+    if not wanted or model.device.type == "mps":
+        return model
+    if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        print("no C++ compiler found: training runs eagerly, about a fifth slower", file=sys.stderr)
+        return model
+    print("compiling the training step; the first one takes about a minute", file=sys.stderr)
+    return CompiledLoss(model, torch.compile(model.loss, dynamic=False))
+
+
+def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, step: int) -> None:
+    """Puts model, optimizer, loader and generators where the checkpoint of this step (0: the last) left them."""
+    from nanochat_model import load_model
+    from nanochat_train import list_steps, load_meta, load_training_state, state, step_directory, verify_checkpoint
+
+    steps = list_steps(root)
+    if not steps or step not in (0, *steps):
+        there = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--resume-from-step {step}: no such checkpoint under {root} (there: {there})")
+    directory = step_directory(root, step or steps[-1])
+    verify_checkpoint(directory)
+    if load_meta(directory)["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise ValueError(f"{directory} was trained with another tokenizer; give the one it was trained with")
+    saved = load_model(directory)
+    if saved.config != model.config:
+        ours, theirs = model.config.to_dict(), saved.config.to_dict()
+        name = next(key for key in ours if ours[key] != theirs[key])
+        raise ValueError(f"{directory} is a model with {name}={theirs[name]}, these settings make {name}={ours[name]}")
+    model.load_state_dict(saved.state_dict())
+    state.restore(loop, load_training_state(directory))
+
+
+def settings_as_json(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as JSON values, paths by their last part: a checkpoint says nothing of the machine."""
+    values = dataclasses.asdict(settings)
+    return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
