@@ -98,14 +98,15 @@ def describe(error: BaseException) -> str:
 
 
 def _first_statement(box: str) -> str:
-    """Of the framed message that tyro prints, what it says up to the first rule, as one line."""
+    """Of the framed message that tyro prints (a title, then parts between rules), the first part as one line."""
+    _, *lines = _ANSI.sub("", box).strip().splitlines() or [""]
     said: list[str] = []
-    for line in _ANSI.sub("", box).splitlines():
-        content = line.strip().strip("│╭╮╰╯").strip()
-        if said and set(content) == {"─"}:
-            break
-        if line.lstrip().startswith("│") and content:
+    for line in lines:
+        content = line.strip(" │╰╯")
+        if content.strip("─-"):
             said.append(content)
+        elif said:
+            break
     statement = " ".join(said) or " ".join(box.split())
     for pattern, plain in _PLAIN_WORDS.items():
         statement = re.sub(pattern, plain, statement)
