@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -97,7 +96,7 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     num_held_out = min(len(task) // HELD_OUT_SHARE, HELD_OUT_MOST)
     train_task, val_task = task[: len(task) - num_held_out], task[len(task) - num_held_out :]
     render = partial(render_conversation, tokenizer, max_tokens=None)
-    layout = {"pad_id": tokenizer.bos_id, "batch_size": rows, "sequence_len": T}
+    make_loader = partial(ConversationLoader, pad_id=tokenizer.bos_id, batch_size=rows, sequence_len=T)
     print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
 
     groups = param_groups(
@@ -116,10 +115,10 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     if settings.warm_optimizer and (base / "training").is_dir():
         state.restore_optimizer(optimizer, load_training_state(base))
     endless = settings.num_iterations is not None
-    loader = ConversationLoader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1, **layout)
+    loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
 
     def evaluate() -> float:
-        batches = ConversationLoader(val_task, render, num_epochs=1, **layout)
+        batches = make_loader(val_task, render, num_epochs=1)
         return bits_per_byte(model, batches, torch.from_numpy(tokenizer.token_byte_lengths()), device=where).bpb
 
     with Prefetcher(loader) as prefetched:

@@ -1,0 +1,104 @@
+"""base-eval: bits per byte on training and validation text, and a few samples, of a base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nanochat_apps import cli, device, paths
+
+if TYPE_CHECKING:
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
+
+PROMPTS = (
+    "The capital of France is",
+    "The chemical symbol of gold is",
+    "If yesterday was Friday, then tomorrow will be",
+    "The opposite of hot is",
+    "My favorite color is",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which model, and which text to measure it on."""
+
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
+    """Folder or file of text; without it only samples are drawn."""
+    split_on: str | None = None
+    """Regular expression; a .txt file is cut into documents before its matches."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    device_batch_size: int = 16
+    """Rows at a time."""
+    split_tokens: int = 40 * 524_288
+    """Tokens to read of each split at most."""
+    num_samples: int = 1
+    """Samples of each prompt; 0 draws none."""
+    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 32
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
+    device_type: device.DeviceType = "auto"
+    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+
+
+def evaluate(settings: Settings) -> int:
+    """Prints a line for each figure."""
+    from nanochat_model import load_model
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import verify_checkpoint
+
+    checkpoint = paths.find_checkpoint("base", settings.model_tag, settings.step)
+    verify_checkpoint(checkpoint)
+    where = device.choose_device(settings.device_type)
+    model = load_model(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
+    tokenizer = Tokenizer.load(checkpoint / "tokenizer")
+    print(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
+    if settings.data is not None:
+        _measure(settings, settings.data, model, tokenizer)
+    if settings.num_samples:
+        _sample(settings, model, tokenizer)
+    return 0
+
+
+def _measure(settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    import torch
+    from nanochat_data import open_text_source, validation_batches
+    from nanochat_train import bits_per_byte
+
+    rows, T = settings.device_batch_size, model.config.sequence_len
+    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    for split in splits:
+        source = open_text_source(data, split=split, split_on=settings.split_on)
+        batches = islice(
+            validation_batches(source, tokenizer, batch_size=rows, sequence_len=T),
+            max(1, settings.split_tokens // (rows * T)),
+        )
+        result = bits_per_byte(model, batches, lengths, device=model.device)
+        print(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
+
+
+def _sample(settings: Settings, model: GPT, tokenizer: Tokenizer) -> None:
+    from nanochat_engine import Engine
+
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
+    answers = Engine(model, tokenizer).complete_batch(
+        prompts, num_samples=settings.num_samples, max_tokens=settings.max_tokens, temperature=settings.temperature
+    )
+    for prompt, samples in zip(PROMPTS, answers, strict=True):
+        for sample in samples:
+            print(f"{prompt}|{tokenizer.decode(sample.token_ids)}")
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(evaluate, Settings, prog="base-eval", description="Measure a base model on text and draw samples.")
+
+
+if __name__ == "__main__":
+    main()

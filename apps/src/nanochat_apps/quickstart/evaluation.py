@@ -1,0 +1,105 @@
+"""What the quickstart model can do: held-out questions of each skill, questions by a stranger, and a few dialogues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from nanochat_data.tinyworld import TinyWorld, grade
+from nanochat_tokenizer import render_for_completion
+
+if TYPE_CHECKING:
+    from nanochat_engine import Completion, Engine
+
+HELD_OUT = {
+    "arithmetic": "arithmetic with the tool",
+    "letters": "letter counts",
+    "choice": "multiple choice on facts",
+    "identity": "identity and small talk",
+}
+MAX_ANSWER_TOKENS = 64
+
+DIALOGUES = (
+    ("Hello!", "What is your name?"),
+    ("What is 37 times 12?",),
+    ("How many r are in strawberry?",),
+    ("My name is Ana.", "What is my name?"),
+    ("What is the capital of France?",),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How many of the questions were answered rightly, and the first few that were not."""
+
+    name: str
+    num_right: int
+    num_asked: int
+    mistakes: list[dict[str, str]]
+
+
+def evaluate(engine: Engine, *, num_questions: int, seed: int) -> list[Score]:
+    """Greedy answers to `num_questions` held-out items a skill, and to the stranger's questions."""
+    world = TinyWorld(seed)
+    scores = []
+    for skill, name in HELD_OUT.items():
+        items = [world.conversation(i, split="test", skill=skill) for i in range(num_questions)]
+        scores.append(score(engine, name, items))
+    strangers = json.loads((files("nanochat_apps.quickstart") / "questions.json").read_text(encoding="utf-8"))
+    for skill, name in HELD_OUT.items():
+        items = [
+            {"skill": skill, "answer": q["answer"], "messages": [{"role": "user", "content": q["question"]}]}
+            for q in strangers[skill][:num_questions]
+        ]
+        scores.append(score(engine, f"a stranger's: {name}", items))
+    return scores
+
+
+def score(engine: Engine, name: str, items: Sequence[dict[str, Any]]) -> Score:
+    answers = answer(engine, [item["messages"] for item in items])
+    mistakes = [
+        {
+            "question": item["messages"][-1 if item["messages"][-1]["role"] == "user" else -2]["content"],
+            "answer": said,
+            "expected": item["answer"],
+        }
+        for item, said in zip(items, answers, strict=True)
+        if not grade(item["skill"], item["answer"], said)
+    ]
+    return Score(name=name, num_right=len(items) - len(mistakes), num_asked=len(items), mistakes=mistakes[:10])
+
+
+def answer(engine: Engine, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """The assistant's text in reply to each conversation, greedy, tool calls left out."""
+    prompts = [render_for_completion(engine.tokenizer, {"messages": messages}) for messages in conversations]  # type: ignore[arg-type]
+    completions = engine.complete_batch(prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
+    return [spoken(engine, samples[0]) for samples in completions]
+
+
+def spoken(engine: Engine, completion: Completion) -> str:
+    """The text of a completion without what stands between tool markers."""
+    special = engine.tokenizer.special_id
+    opening = {special("<|python_start|>"), special("<|output_start|>")}
+    closing = {special("<|python_end|>"), special("<|output_end|>")}
+    kept, inside = [], False
+    for token_id in completion.token_ids:
+        if token_id in opening or token_id in closing:
+            inside = token_id in opening
+        elif not inside:
+            kept.append(token_id)
+    return engine.tokenizer.decode(kept)
+
+
+def sample_dialogues(engine: Engine) -> list[list[tuple[str, str]]]:
+    """A few short chats, as (role, text) turns."""
+    dialogues = []
+    for questions in DIALOGUES:
+        messages: list[dict[str, Any]] = []
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer(engine, [messages])[0]})
+        dialogues.append([(message["role"], message["content"]) for message in messages])
+    return dialogues

@@ -1,0 +1,289 @@
+"""The stages of quickstart, each skipped when its result is there and gone on with when it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_apps import base_train, chat_sft, cli, device, paths
+
+TAG = "quickstart"
+SEQUENCE_LEN = 256
+BATCH_TOKENS = 4096
+FLOPS_PER_TOKEN = 22e6
+"""Of the model below, to say beforehand how long it will take."""
+USUAL_MFU = 0.4
+RATE_BOOST = 3.4
+"""The recipe's rates suit long runs; scaled down for a batch this small they would learn too slowly in minutes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything has a default; a second run skips what is done."""
+
+    smoke: bool = False
+    """All stages on a toy size, in about a minute: shows that the machinery works, not that the model does."""
+    fresh: bool = False
+    """Remove what an earlier quickstart made and start over."""
+    serve: bool = False
+    """Start the chat server at the end."""
+    port: int = 8000
+    device_type: device.DeviceType = "auto"
+    seed: int = 42
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """How much of everything."""
+
+    depth: int
+    vocab_size: int
+    num_documents: int
+    base_steps: int
+    sft_steps: int
+    num_conversations: int
+    questions_per_skill: int
+
+
+FULL = Size(
+    depth=4,
+    vocab_size=1024,
+    num_documents=30_000,
+    base_steps=250,
+    sft_steps=750,
+    num_conversations=200_000,
+    questions_per_skill=100,
+)
+SMOKE = Size(
+    depth=2,
+    vocab_size=512,
+    num_documents=1_000,
+    base_steps=12,
+    sft_steps=12,
+    num_conversations=2_000,
+    questions_per_skill=4,
+)
+
+
+class Quickstart:
+    """Runs the stages in order and keeps their timings for the report."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.size = SMOKE if settings.smoke else FULL
+        self.tag = f"{TAG}-smoke" if settings.smoke else TAG
+        self.folder = paths.base_dir() / self.tag
+        self.timings_file = self.folder / "timings.json"
+
+    def run(self) -> bool:
+        """All stages; False if a signal stopped one (a second run goes on from there)."""
+        if self.settings.fresh:
+            for made in (
+                self.folder,
+                paths.checkpoints_root("base") / self.tag,
+                paths.checkpoints_root("sft") / self.tag,
+            ):
+                shutil.rmtree(made, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._announce()
+        if not (self._timed("data", self._data) and self._timed("tokenizer", self._tokenizer)):
+            return False
+        if not (self._timed("base", self._base) and self._timed("sft", self._sft)):
+            return False
+        self._evaluate_and_report()
+        return True
+
+    def _announce(self) -> None:
+        """What will happen and how long it should take, from this machine's measured speed."""
+        where = device.choose_device(self.settings.device_type)
+        dtype = device.choose_dtype(where)
+        flops = device.measure_matmul_flops(where, dtype)
+        tokens = (self.size.base_steps + self.size.sft_steps) * BATCH_TOKENS
+        minutes = tokens * FLOPS_PER_TOKEN / (USUAL_MFU * flops) / 60 + 1.5
+        why = "" if device.has_fast_bf16(where) else "; this processor has no fast bf16"
+        say(f"quickstart: everything goes to {self.folder.parent}")
+        say(f"training {tokens / 1e6:.1f} M tokens on {where.type} in {str(dtype).removeprefix('torch.')}{why}")
+        say(f"expect about {max(1, round(minutes))} minutes; Ctrl-C stops, and the same command goes on from there")
+
+    def _timed(self, stage: str, work: Any) -> bool:
+        """Runs a stage and adds its seconds to the ledger, which outlives interruptions."""
+        start = time.perf_counter()
+        finished: bool | None = work()
+        if finished is None:
+            say(f"{stage}: done already")
+            return True
+        timings = self.timings()
+        timings[stage] = round(timings.get(stage, 0.0) + time.perf_counter() - start, 1)
+        self.timings_file.write_text(json.dumps(timings))
+        return finished
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage."""
+        loaded: dict[str, float] = json.loads(self.timings_file.read_text()) if self.timings_file.exists() else {}
+        return loaded
+
+    def _data(self) -> bool | None:
+        from nanochat_data.tinyworld import TinyWorld
+
+        if (self.folder / "data" / "valid.jsonl").exists():
+            return None
+        world = TinyWorld(self.settings.seed)
+        for split, name, count in (
+            ("train", "train", self.size.num_documents),
+            ("test", "valid", self.size.num_documents // 50),
+        ):
+            lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))  # type: ignore[arg-type]
+            write_lines(self.folder / "data" / f"{name}.jsonl", lines)
+        say(f"data: {self.size.num_documents:,} generated documents")
+        return True
+
+    def _tokenizer(self) -> bool | None:
+        from nanochat_data import open_text_source
+        from nanochat_tokenizer import train_tokenizer
+
+        directory = self.folder / "tokenizer"
+        if (directory / "tokenizer.json").exists():
+            return None
+        source = open_text_source(self.folder / "data", split="train")
+        train_tokenizer(source.documents(), vocab_size=self.size.vocab_size).save(directory)
+        say(f"tokenizer: {self.size.vocab_size} tokens")
+        return True
+
+    def _base(self) -> bool | None:
+        steps = self.size.base_steps
+        done = last_step("base", self.tag)
+        if done == steps:
+            return None
+        settings = base_train.Settings(
+            data=self.folder / "data",
+            tokenizer=self.folder / "tokenizer",
+            depth=self.size.depth,
+            head_dim=64,
+            max_seq_len=SEQUENCE_LEN,
+            window_pattern="L",
+            num_iterations=steps,
+            device_batch_size=BATCH_TOKENS // SEQUENCE_LEN,
+            total_batch_size=BATCH_TOKENS,
+            embedding_lr=0.3 * RATE_BOOST,
+            unembedding_lr=0.008 * RATE_BOOST,
+            matrix_lr=0.02 * RATE_BOOST,
+            scalar_lr=0.5 * RATE_BOOST,
+            weight_decay=0.02,
+            eval_every=max(steps // 2, 1),
+            eval_tokens=200_000,
+            save_every=max(steps // 5, 1),
+            keep=1,
+            model_tag=self.tag,
+            resume_from_step=0 if done else None,
+            device_type=self.settings.device_type,
+            compile="off" if self.settings.smoke else "on",
+            seed=self.settings.seed,
+        )
+        return base_train.pretrain(settings)
+
+    def _sft(self) -> bool | None:
+        from nanochat_data.tinyworld import TinyWorldTask
+
+        steps = self.size.sft_steps
+        done = last_step("sft", self.tag)
+        if done == steps:
+            return None
+        settings = chat_sft.Settings(
+            mixture="tinyworld",
+            model_tag=self.tag,
+            num_iterations=steps,
+            init_lr_frac=0.3 / RATE_BOOST,
+            eval_every=max(steps // 3, 1),
+            save_every=max(steps // 10, 1),
+            keep=1,
+            resume_from_step=0 if done else None,
+            device_type=self.settings.device_type,
+            compile="off" if self.settings.smoke else "on",
+            seed=self.settings.seed,
+        )
+        task = TinyWorldTask(size=self.size.num_conversations, split="train", seed=self.settings.seed)
+        return chat_sft.fine_tune(settings, task)
+
+    def _evaluate_and_report(self) -> None:
+        from nanochat_engine import load
+
+        from nanochat_apps.quickstart import evaluation, report
+
+        checkpoint = paths.find_checkpoint("sft", self.tag)
+        where = device.choose_device(self.settings.device_type)
+        engine = load(checkpoint, device=where, dtype=device.choose_dtype(where))
+        scores_file = self.folder / "scores.json"
+        if scores_file.exists():
+            say("evaluation: done already")
+            scores = [evaluation.Score(**score) for score in json.loads(scores_file.read_text())]
+        else:
+            start = time.perf_counter()
+            scores = evaluation.evaluate(engine, num_questions=self.size.questions_per_skill, seed=self.settings.seed)
+            scores_file.write_text(json.dumps([asdict(score) for score in scores], indent=2))
+            self.timings_file.write_text(
+                json.dumps({**self.timings(), "evaluation": round(time.perf_counter() - start, 1)})
+            )
+        for score in scores:
+            say(f"  {score.name:<34} {score.num_right:>3} of {score.num_asked}")
+        dialogues = evaluation.sample_dialogues(engine)
+        for dialogue in dialogues:
+            say("")
+            for role, text in dialogue:
+                say(f"  {role}: {text}")
+        page = report.write(
+            self.folder / "report",
+            scores=scores,
+            timings=self.timings(),
+            dialogues=dialogues,
+            size=asdict(self.size),
+            metrics={stage: paths.checkpoints_root(stage) / self.tag / "metrics.jsonl" for stage in ("base", "sft")},
+        )
+        say(f"\nreport: {page}")
+        say(f"talk to it:  uv run chat-cli -g {self.tag}")
+        say(f"serve it:    uv run chat-web -g {self.tag} --host 127.0.0.1 --port {self.settings.port}")
+
+
+def last_step(source: str, tag: str) -> int:
+    """The last complete step of a tag, 0 where there is none."""
+    from nanochat_train import list_steps
+
+    return max(list_steps(paths.checkpoints_root(source) / tag), default=0)
+
+
+def write_lines(path: Path, lines: Any) -> None:
+    """Writes a file that appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+    temporary.replace(path)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def start(settings: Settings) -> int:
+    """Runs the stages, and the server if asked."""
+    quickstart = Quickstart(settings)
+    if not quickstart.run():
+        return cli.INTERRUPTED
+    if settings.serve:
+        from nanochat_apps import chat_web
+
+        web = chat_web.Settings(model_tag=quickstart.tag, host="127.0.0.1", port=settings.port)
+        return chat_web.serve(web) or 0
+    return 0
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(start, Settings, prog="quickstart", description="Train a small chat model on the spot and talk to it.")
+
+
+if __name__ == "__main__":
+    main()
