@@ -1,0 +1,71 @@
+"""For whoever swaps the backend: a scripted one, and the checks that a backend must pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from nanochat_serve.protocols import BackendStatus, ChatBackend, ChatEvent, ChatRequest, Finished, TextDelta
+
+
+class ScriptedBackend:
+    """Answers every request with the same events, `pause_s` apart; without a script it echoes the last message."""
+
+    def __init__(
+        self, events: Sequence[ChatEvent | Exception] | None = None, *, pause_s: float = 0.0, ready: bool = True
+    ) -> None:
+        self.events = events
+        self.pause_s = pause_s
+        self.ready = ready
+        self.requests: list[ChatRequest] = []
+        self.num_running = 0
+        self.num_cancelled = 0
+        self.closed = False
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        self.requests.append(request)
+        self.num_running += 1
+        completed = False
+        try:
+            for event in self.events if self.events is not None else self._echo(request):
+                await asyncio.sleep(self.pause_s)
+                if isinstance(event, Exception):
+                    raise event
+                completed = isinstance(event, Finished)
+                yield event
+        finally:
+            self.num_running -= 1
+            self.num_cancelled += int(not completed)
+
+    def _echo(self, request: ChatRequest) -> list[ChatEvent]:
+        words = str(request.messages[-1]["content"]).split(" ")
+        deltas = [TextDelta(word + (" " if i + 1 < len(words) else "")) for i, word in enumerate(words)]
+        return [*deltas, Finished(reason="stop", prompt_tokens=len(words), completion_tokens=len(words))]
+
+    def status(self) -> BackendStatus:
+        return BackendStatus(ready=self.ready, devices=("cpu",), num_running=self.num_running, max_running=32)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def check_chat_backend(backend: ChatBackend) -> None:
+    """An answer ends with `Finished`, two answers can run at once, and one that is closed early lets the next run."""
+    request = ChatRequest(
+        messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8, seed=1
+    )
+    status = backend.status()
+    assert status.devices, "a backend has at least one device"
+    answers = await asyncio.gather(*(_collect(backend, request) for _ in range(2)))
+    for events in answers:
+        assert isinstance(events[-1], Finished), "an answer must end with Finished"
+        assert events[-1].completion_tokens <= 8, "max_tokens must hold"
+        assert not any(isinstance(event, Finished) for event in events[:-1]), "Finished must come once"
+    assert answers[0] == answers[1], "greedy answers must not depend on what runs beside them"
+    async for _ in backend.stream(request):
+        break
+    assert isinstance((await _collect(backend, request))[-1], Finished), "closing one answer must not harm the next"
+
+
+async def _collect(backend: ChatBackend, request: ChatRequest) -> list[ChatEvent]:
+    return [event async for event in backend.stream(request)]

@@ -1,0 +1,116 @@
+"""A request's JSON to a `ChatRequest`, or one error that names the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nanochat_serve.protocols import ChatRequest
+from nanochat_serve.settings import ServerSettings
+
+PART_TYPES = ("text", "python", "python_output")
+MAX_TEMPERATURE = 2.0
+MAX_TOP_K = 200
+MAX_TOKENS = 4096
+MAX_STOPS = 4
+
+
+class InvalidRequestError(ValueError):
+    """What is wrong with a request, and where."""
+
+    def __init__(self, field: str, complaint: str) -> None:
+        super().__init__(f"{field}: {complaint}")
+        self.field = field
+
+
+def parse_request(body: object, settings: ServerSettings) -> ChatRequest:
+    """Checks and clamps: temperature to 0-2, top-k to 0-200, max tokens to 1-4096. Raises `InvalidRequestError`."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError("body", "must be a JSON object")
+    temperature = _number(body, "temperature", settings.temperature)
+    top_k = round(_number(body, "top_k", settings.top_k))
+    max_tokens = round(_number(body, "max_tokens", settings.max_tokens))
+    seed = body.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63):
+        raise InvalidRequestError("seed", "must be a whole number of at least 0")
+    return ChatRequest(
+        messages=_messages(body.get("messages"), settings),
+        temperature=min(max(temperature, 0.0), MAX_TEMPERATURE),
+        top_k=min(max(top_k, 0), MAX_TOP_K) or None,
+        max_tokens=min(max(max_tokens, 1), MAX_TOKENS),
+        seed=seed,
+        stop=_stops(body.get("stop")),
+    )
+
+
+def _messages(messages: object, settings: ServerSettings) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequestError("messages", "must be a list of at least one message")
+    if len(messages) > settings.max_messages:
+        raise InvalidRequestError(
+            "messages", f"holds {len(messages)} messages, at most {settings.max_messages} are taken"
+        )
+    total = 0
+    for index, message in enumerate(messages):
+        total += _check_message(message, f"messages[{index}]", settings)
+    if total > settings.max_total_chars:
+        raise InvalidRequestError("messages", f"hold {total} characters, at most {settings.max_total_chars} are taken")
+    _check_order([message["role"] for message in messages])
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def _check_message(message: object, field: str, settings: ServerSettings) -> int:
+    """The message's number of characters."""
+    if not isinstance(message, Mapping):
+        raise InvalidRequestError(field, "must be an object with role and content")
+    if message.get("role") not in ("system", "user", "assistant"):
+        raise InvalidRequestError(f"{field}.role", "must be system, user or assistant")
+    content = message.get("content")
+    if isinstance(content, list) and message["role"] == "assistant":
+        num_chars = sum(len(_part_text(part, f"{field}.content[{i}]")) for i, part in enumerate(content))
+    elif isinstance(content, str):
+        num_chars = len(content)
+        if not content and message["role"] == "user":
+            raise InvalidRequestError(f"{field}.content", "must not be empty")
+    else:
+        raise InvalidRequestError(f"{field}.content", "must be a string, or for the assistant a list of parts")
+    if num_chars > settings.max_message_chars:
+        limit = settings.max_message_chars
+        raise InvalidRequestError(f"{field}.content", f"has {num_chars} characters, at most {limit} are taken")
+    return num_chars
+
+
+def _part_text(part: object, field: str) -> str:
+    if not isinstance(part, Mapping) or part.get("type") not in PART_TYPES:
+        raise InvalidRequestError(f"{field}.type", f"must be one of {', '.join(PART_TYPES)}")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"{field}.text", "must be a string")
+    return text
+
+
+def _check_order(roles: Sequence[str]) -> None:
+    first = int(roles[0] == "system")
+    for index, role in enumerate(roles[first:], start=first):
+        expected = "assistant" if (index - first) % 2 else "user"
+        if role != expected:
+            raise InvalidRequestError(f"messages[{index}].role", f"is {role}, expected {expected}: turns alternate")
+    if roles[-1] != "user":
+        raise InvalidRequestError(f"messages[{len(roles) - 1}].role", "the last message must be the user's")
+
+
+def _number(body: Mapping[str, Any], field: str, default: float) -> float:
+    value = body.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InvalidRequestError(field, "must be a number")
+    return value
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop if stop is not None else []
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidRequestError("stop", f"must be a string or a list of at most {MAX_STOPS} strings")
+    return tuple(stops)
