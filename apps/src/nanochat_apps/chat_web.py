@@ -1,0 +1,198 @@
+"""chat-web: serves a trained model to browsers and programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nanochat_apps import cli, paths
+from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_serve import ServerSettings
+
+    from nanochat_apps.chat_backend import LoadingBackend
+
+DRAIN_S = 30.0
+"""How long answers in progress may go on after the server was told to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which model, where to listen, and defaults that a request may override."""
+
+    num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """Replicas of the model, one a GPU; more than one needs CUDA."""
+    source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
+    """Stage of the model."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
+    """0 always takes the likeliest token."""
+    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Likeliest tokens to choose from; 0: all."""
+    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
+    """Tokens of an answer at most."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the model; the largest if not given."""
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Step of the model; the last if not given."""
+    port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
+    """Port to listen on; 0 takes a free one."""
+    host: str = "0.0.0.0"
+    """Address to listen on; 127.0.0.1 for this machine alone."""
+    dtype: Annotated[DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
+    device_type: DeviceType = "auto"
+    """Where to compute."""
+    api_key_file: Path | None = None
+    """File with a key that requests must carry as `Authorization: Bearer <key>`."""
+
+    def __post_init__(self) -> None:
+        limits = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
+        for field, (low, high) in {**limits, "temperature": (0, 2)}.items():
+            if not low <= getattr(self, field) <= high:
+                flag = field.replace("_", "-")
+                raise ValueError(f"--{flag} {getattr(self, field)} must be between {low} and {high}")
+
+
+def serve(settings: Settings) -> int:
+    """Serves until it is told to stop (Ctrl-C, SIGTERM), then lets answers in progress end.
+
+    The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded.
+    """
+    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    api_key = read_api_key(settings.api_key_file)
+    with open_socket(settings.host, settings.port) as listener:
+        from nanochat_serve import ServerSettings
+
+        from nanochat_apps.chat_backend import LoadingBackend, Replicas, create_backend
+
+        devices = choose_devices(settings.device_type, settings.num_gpus)
+        dtype = choose_dtype(devices[0], settings.dtype)
+        announce(settings, listener, checkpoint, devices, dtype, has_key=api_key is not None)
+        backend = LoadingBackend(
+            lambda: Replicas([create_backend(checkpoint, device=device, dtype=dtype) for device in devices]),
+            devices=[str(device) for device in devices],
+        )
+        server_settings = ServerSettings(
+            temperature=settings.temperature, top_k=settings.top_k, max_tokens=settings.max_tokens, api_key=api_key
+        )
+        asyncio.run(run_server(backend, server_settings, listener))
+    return 0
+
+
+async def run_server(backend: LoadingBackend, settings: ServerSettings, listener: socket.socket) -> None:
+    """Opens the server on a bound socket, loads the model, and serves until a signal. Raises what loading raises."""
+    from aiohttp import web
+    from nanochat_serve import create_app
+
+    runner = web.AppRunner(create_app(backend, settings), access_log=None, shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        stop = asyncio.create_task(stop_signal())
+        loading = asyncio.create_task(backend.load())
+        await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            print("ready; Ctrl-C stops it", flush=True)
+        await stop
+        print("stopping", flush=True)
+    finally:
+        await runner.cleanup()
+
+
+async def stop_signal() -> None:
+    """Returns at SIGINT or SIGTERM; a second one then does what it always does."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt
+        for number in numbers:
+            loop.add_signal_handler(number, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        with contextlib.suppress(NotImplementedError):
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `UsageError` naming the flag if the port is taken or the address can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise cli.UsageError(f"--port {port}: another program listens there; choose another one") from None
+        raise cli.UsageError(f"--host {host} --port {port}: {error.strerror or error}") from None
+
+
+def read_api_key(path: Path | None) -> str | None:
+    """The key in a file, without the white space around it. Raises `UsageError` if there is none."""
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise cli.UsageError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if not key:
+        raise cli.UsageError(f"--api-key-file {path}: the file is empty; put a key into it")
+    return key
+
+
+def choose_devices(device_type: DeviceType, num_gpus: int) -> list[torch.device]:
+    """A device a replica. Raises `UsageError` if there are not as many GPUs."""
+    import torch
+
+    device = choose_device(device_type)
+    if num_gpus == 1:
+        return [device]
+    there = torch.cuda.device_count() if device.type == "cuda" else 0
+    if num_gpus > there:
+        raise cli.UsageError(f"--num-gpus {num_gpus}: there are {there} CUDA devices; without CUDA one replica is all")
+    return [torch.device("cuda", index) for index in range(num_gpus)]
+
+
+def announce(
+    settings: Settings,
+    listener: socket.socket,
+    checkpoint: Path,
+    devices: Sequence[torch.device],
+    dtype: torch.dtype,
+    *,
+    has_key: bool,
+) -> None:
+    """Says which model is served, where to find it, and who else can."""
+    import torch
+
+    port = listener.getsockname()[1]
+    everywhere = settings.host in ("0.0.0.0", "::", "")
+    host = "127.0.0.1" if everywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
+    if settings.dtype is None and dtype == torch.float32:
+        print("computing in float32: bfloat16 is slow here")
+    where = ", ".join(map(str, devices))
+    print(f"serving {checkpoint.parent.name}/{checkpoint.name} on {where}: open http://{host}:{port}", flush=True)
+    if everywhere and not has_key:
+        print(
+            f"warning: whoever reaches port {port} of this machine can use http://{host}:{port} without a key; "
+            "--host 127.0.0.1 or --api-key-file prevents that",
+            flush=True,
+        )
+
+
+def main() -> None:
+    cli.run(serve, Settings, prog="chat-web", description="Serve a trained model: a chat page and an HTTP interface.")
+
+
+if __name__ == "__main__":
+    main()
