@@ -1,0 +1,187 @@
+"""The chat page in a real browser: what a person does with it, against a scripted backend."""
+
+import asyncio
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+from nanochat_serve import ContextLengthError, Finished, TextDelta, ToolCall, create_app
+from nanochat_serve.testing import ScriptedBackend
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
+HOSTILE = (
+    "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
+    "**bold** `a<b`\n\n```\n<b>x</b>\n```"
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+
+
+class Server:
+    """The app on a port of its own, on a thread of its own."""
+
+    def __init__(self, backend: ScriptedBackend) -> None:
+        self.backend = backend
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._started.wait(10)
+
+    def _run(self) -> None:
+        async def start() -> web.AppRunner:
+            runner = web.AppRunner(create_app(self.backend), handler_cancellation=True)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+            return runner
+
+        runner = self._loop.run_until_complete(start())
+        self._started.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server(ScriptedBackend())
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server: Server):
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.goto(server.url)
+    yield page
+    context.close()
+
+
+def say(page, text: str) -> None:
+    page.fill("#prompt", text)
+    page.press("#prompt", "Enter")
+
+
+def wait_for_answer(page) -> None:
+    page.wait_for_selector("#stop", state="hidden")
+
+
+def test_a_question_is_answered_and_found_again_after_a_reload(page):
+    say(page, "hello there friend")
+    wait_for_answer(page)
+    assert page.inner_text(".message.assistant .body") == "hello there friend"
+    page.reload()
+    assert page.inner_text(".message.assistant .body") == "hello there friend"
+    assert page.inner_text("#chats button:first-child") == "hello there friend"
+    page.click("#new-chat")
+    assert page.locator(".message").count() == 0
+
+
+def test_stop_ends_the_answer_and_keeps_what_came(page, server):
+    server.backend.events = [TextDelta("word ")] * 500 + [DONE]
+    server.backend.pause_s = 0.02
+    say(page, "go on")
+    page.wait_for_selector(".message.assistant .body p")
+    page.keyboard.press("Escape")
+    wait_for_answer(page)
+    kept = page.inner_text(".message.assistant .body")
+    assert 0 < kept.count("word") < 500
+    page.wait_for_timeout(200)
+    assert server.backend.num_running == 0
+
+
+def test_tool_calls_are_cards_and_go_back_to_the_server(page, server):
+    server.backend.events = [ToolCall("12*7", "84"), TextDelta("The answer is 84."), DONE]
+    say(page, "12 times 7?")
+    wait_for_answer(page)
+    assert page.inner_text(".tool .result") == "= 84"
+    say(page, "and again?")
+    wait_for_answer(page)
+    assert server.backend.requests[1].messages[1]["content"][0] == {"type": "python", "text": "12*7"}
+
+
+def test_edit_and_regenerate(page, server):
+    say(page, "first try")
+    wait_for_answer(page)
+    page.click("text=Regenerate")
+    wait_for_answer(page)
+    assert len(server.backend.requests) == 2
+    page.click("text=Edit")
+    assert page.input_value("#prompt") == "first try"
+    say(page, "second try")
+    wait_for_answer(page)
+    assert page.locator(".message").count() == 2
+    assert page.inner_text(".message.assistant .body") == "second try"
+
+
+def test_errors_are_shown_and_recovered_from(page, server):
+    server.backend.events = [RuntimeError("broken")]
+    say(page, "hello")
+    page.wait_for_selector(".notice")
+    server.backend.events = None
+    page.click("text=Try again")
+    wait_for_answer(page)
+    assert page.inner_text(".message.assistant .body") == "hello"
+    assert page.locator(".notice").count() == 0
+
+
+def test_a_full_context_offers_to_drop_the_oldest_turns(page, server):
+    for text in ("one", "two"):
+        say(page, text)
+        wait_for_answer(page)
+    server.backend.events = [ContextLengthError(300, 256)]
+    say(page, "three")
+    page.wait_for_selector(".notice")
+    server.backend.events = None
+    page.click("text=Drop the oldest turns")
+    wait_for_answer(page)
+    assert server.backend.requests[-1].messages[0]["content"] == "two"
+
+
+def test_hostile_text_stays_text(page, server):
+    server.backend.events = [TextDelta(HOSTILE), DONE]
+    say(page, HOSTILE)
+    wait_for_answer(page)
+    page.wait_for_timeout(200)
+    assert page.title() == "nanochat"
+    assert page.locator("#messages img, #messages script, #messages b").count() == 0
+    assert page.inner_text(".message.assistant strong") == "bold"
+    assert page.inner_text(".message.assistant pre").strip() == "<b>x</b>"
+
+
+def test_a_phone_has_no_sideways_scrolling_and_a_menu(page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    say(page, "averylongwordwithoutanyspaces" * 8)
+    wait_for_answer(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.click("#toggle-sidebar")
+    assert page.locator("#new-chat").is_visible()

@@ -1,0 +1,250 @@
+"""The server on the wire: exact lines, every limit, clients that leave, a loop that is never blocked."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
+from nanochat_serve.testing import ScriptedBackend, check_chat_backend
+
+DONE = Finished(reason="stop", prompt_tokens=3, completion_tokens=2)
+
+
+def serve(backend: ScriptedBackend, use: Callable[[TestClient], Awaitable[Any]], **settings: Any) -> Any:
+    async def session() -> Any:
+        async with TestClient(TestServer(create_app(backend, ServerSettings(**settings)))) as client:
+            return await use(client)
+
+    return asyncio.run(session())
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}]}
+
+
+async def post(client: TestClient, body: Any, **kwargs: Any) -> tuple[int, str]:
+    response = await client.post("/chat/completions", json=body, **kwargs)
+    return response.status, await response.text()
+
+
+def test_an_answer_is_these_very_lines():
+    backend = ScriptedBackend([TextDelta("Zwölf "), ToolCall("12+7", "19"), TextDelta("😀"), DONE])
+    status, text = serve(backend, lambda client: post(client, user("12+7?")))
+    assert status == 200
+    assert text == (
+        'data: {"token": "Zwölf ", "gpu": 0}\n\n'
+        'data: {"tool": {"expression": "12+7", "output": "19"}, "gpu": 0}\n\n'
+        'data: {"token": "😀", "gpu": 0}\n\n'
+        'data: {"done": true}\n\n'
+    )
+
+
+def test_settings_are_defaults_and_values_are_clamped():
+    backend = ScriptedBackend()
+
+    async def use(client: TestClient) -> None:
+        await post(client, user("a"))
+        await post(client, user("a") | {"temperature": 9, "top_k": 999, "max_tokens": 99999, "seed": 3, "stop": "x"})
+        await post(client, user("a") | {"temperature": -1, "top_k": 0, "max_tokens": 0})
+
+    serve(backend, use, temperature=0.3, top_k=7, max_tokens=11)
+    plain, high, low = backend.requests
+    assert (plain.temperature, plain.top_k, plain.max_tokens, plain.seed) == (0.3, 7, 11, None)
+    assert (high.temperature, high.top_k, high.max_tokens, high.seed, high.stop) == (2.0, 200, 4096, 3, ("x",))
+    assert (low.temperature, low.top_k, low.max_tokens) == (0.0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], "body"),
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "x"}] * 501}, "messages"),
+        (user("x" * 8001), "messages[0].content"),
+        (user(""), "messages[0].content"),
+        (user(3), "messages[0].content"),
+        ({"messages": [3]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]}, "messages[1].role"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": [{"type": "image", "text": ""}]},
+                ]
+            },
+            "messages[1].content[0].type",
+        ),
+        ({"messages": [{"role": r, "content": "x" * 8000} for r in ("user", "assistant") * 2 + ("user",)]}, "messages"),
+        (user("x") | {"temperature": "hot"}, "temperature"),
+        (user("x") | {"top_k": True}, "top_k"),
+        (user("x") | {"seed": -1}, "seed"),
+        (user("x") | {"stop": [1]}, "stop"),
+    ],
+)
+def test_what_is_malformed_gets_400_with_the_field(body, field):
+    status, text = serve(ScriptedBackend(), lambda client: post(client, body))
+    error = json.loads(text)["error"]
+    assert status == 400
+    assert error["param"] == field
+    assert field.split("[")[0] in error["message"]
+
+
+def test_what_is_no_json_gets_400():
+    async def use(client: TestClient) -> list[int]:
+        bodies = (b"{", b"\xff\xfe", b"[" * 100_000)
+        return [(await client.post("/chat/completions", data=body)).status for body in bodies]
+
+    assert serve(ScriptedBackend(), use) == [400, 400, 400]
+
+
+def test_a_body_over_the_bound_is_refused():
+    status, _ = serve(ScriptedBackend(), lambda client: post(client, user("x" * 5000)), max_body_bytes=1000)
+    assert status == 413
+
+
+def test_earlier_tool_calls_come_back_as_parts():
+    parts = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "2"}]
+    backend = ScriptedBackend()
+    body = {"messages": [*user("1+1")["messages"], {"role": "assistant", "content": parts}, *user("and?")["messages"]]}
+    status, _ = serve(backend, lambda client: post(client, body))
+    assert status == 200
+    assert backend.requests[0].messages[1]["content"] == parts
+
+
+def test_a_conversation_that_is_too_long_gets_its_own_error():
+    backend = ScriptedBackend([ContextLengthError(300, 256)])
+    status, text = serve(backend, lambda client: post(client, user("x")))
+    assert status == 400
+    assert json.loads(text)["error"]["type"] == "context_length_exceeded"
+    assert "300" in text
+
+
+def test_a_model_that_fails_gives_500_before_and_an_event_after_the_first_token():
+    status, text = serve(ScriptedBackend([RuntimeError("secret")]), lambda client: post(client, user("x")))
+    assert status == 500
+    assert "secret" not in text
+    status, text = serve(
+        ScriptedBackend([TextDelta("a"), RuntimeError("secret")]), lambda client: post(client, user("x"))
+    )
+    assert status == 200
+    assert text.startswith('data: {"token": "a", "gpu": 0}\n\ndata: {"error": {')
+    assert "done" not in text
+    assert "secret" not in text
+
+
+def test_one_request_too_many_gets_429_and_when_to_come_back():
+    async def use(client: TestClient) -> Any:
+        first = asyncio.create_task(post(client, user("a b c")))
+        await asyncio.sleep(0.05)
+        second = await client.post("/chat/completions", json=user("a"))
+        return await first, second.status, second.headers["Retry-After"]
+
+    (status, _), refused, retry_after = serve(ScriptedBackend(pause_s=0.1), use, max_requests=1)
+    assert (status, refused, retry_after) == (200, 429, "2")
+
+
+def test_a_client_that_leaves_frees_its_answer():
+    backend = ScriptedBackend([TextDelta("x")] * 1000 + [DONE], pause_s=0.005)
+
+    async def use(client: TestClient) -> Any:
+        response = await client.post("/chat/completions", json=user("x"))
+        await response.content.readline()
+        response.close()
+        for _ in range(200):
+            if backend.num_running == 0:
+                break
+            await asyncio.sleep(0.01)
+        return (await (await client.get("/stats")).json())["running"]
+
+    assert serve(backend, use) == 0
+    assert backend.num_cancelled == 1
+    assert backend.closed
+
+
+def test_health_ready_and_stats_have_the_documented_fields():
+    async def use(client: TestClient) -> Any:
+        await post(client, user("one two"))
+        answers = [await client.get(path) for path in ("/health", "/ready", "/stats")]
+        return [(answer.status, await answer.json()) for answer in answers]
+
+    (health, ready, stats) = serve(ScriptedBackend(), use)
+    assert health == (200, {"status": "ok", "ready": True, "num_gpus": 1, "available_workers": 1})
+    assert ready == (200, {"ready": True})
+    assert stats[1]["workers"] == [{"gpu_id": 0, "device": "cpu"}]
+    assert (stats[1]["total_workers"], stats[1]["available_workers"], stats[1]["busy_workers"]) == (1, 1, 0)
+    assert stats[1]["completion_tokens"] == 2
+    (health, ready, _) = serve(ScriptedBackend(ready=False), lambda client: _statuses(client))
+    assert (health, ready) == (200, 503)
+
+
+async def _statuses(client: TestClient) -> list[int]:
+    paths = ("/health", "/ready", "/stats")
+    return [(await client.get(path)).status for path in paths]
+
+
+def test_metrics_are_prometheus_text():
+    async def use(client: TestClient) -> str:
+        await post(client, user("one two"))
+        return await (await client.get("/metrics")).text()
+
+    text = serve(ScriptedBackend(), use)
+    assert 'nanochat_requests_total{outcome="ok"} 1.0' in text
+    assert "nanochat_completion_tokens_total 2.0" in text
+
+
+def test_an_api_key_is_asked_for_where_one_is_set():
+    async def use(client: TestClient) -> list[int]:
+        headers = [None, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer sesame"}]
+        return [(await post(client, user("x"), headers=h))[0] for h in headers]
+
+    assert serve(ScriptedBackend(), use, api_key="sesame") == [401, 401, 200]
+
+
+def test_the_page_is_self_contained_and_guarded():
+    async def use(client: TestClient) -> Any:
+        answers = [await client.get(path) for path in ("/", "/app.js", "/style.css")]
+        return [
+            (answer.headers["Content-Security-Policy"], answer.content_type, await answer.text()) for answer in answers
+        ]
+
+    for policy, _, text in serve(ScriptedBackend(), use):
+        assert "default-src 'none'" in policy
+        assert "http://" not in text
+        assert "https://" not in text
+        assert ".innerHTML" not in text
+
+
+def test_unknown_paths_and_methods_are_json_errors():
+    async def use(client: TestClient) -> Any:
+        answers = [await client.get("/nothing"), await client.get("/chat/completions")]
+        return [(answer.status, "error" in await answer.json()) for answer in answers]
+
+    assert serve(ScriptedBackend(), use) == [(404, True), (405, True)]
+
+
+def test_the_loop_stays_free_while_many_stream():
+    backend = ScriptedBackend([TextDelta("word ")] * 50 + [DONE], pause_s=0.002)
+
+    async def use(client: TestClient) -> float:
+        answers = [asyncio.create_task(post(client, user("x"))) for _ in range(32)]
+        longest = 0.0
+        while not all(answer.done() for answer in answers):
+            before = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - before - 0.01)
+        assert all(answer.result()[0] == 200 for answer in answers)
+        return longest
+
+    assert serve(backend, use) < 1.0
+
+
+def test_the_fake_backend_passes_the_conformance_check():
+    asyncio.run(check_chat_backend(ScriptedBackend()))
