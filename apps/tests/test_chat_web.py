@@ -1,0 +1,126 @@
+"""chat-web as a process: what it says, what it serves, how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nanochat_apps.testing import save_tiny_checkpoint
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("base")
+    save_tiny_checkpoint(base / "chatsft_checkpoints" / "d2")
+    return base
+
+
+def start(base: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", *args],
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def failure(base: Path, *args: str) -> tuple[int, str]:
+    process = start(base, *args)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[tuple[str, list[str]]]:
+    """URL of a running server with a key, and the lines it printed."""
+    (base / "key.txt").write_text("secret\n")
+    process = start(
+        base, "--port", "0", "--host", "127.0.0.1", "--api-key-file", str(base / "key.txt"), "-d", "float32"
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("ready"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.communicate()[1]
+    yield next(line for line in lines if "http://" in line).split("open ")[1].strip(), lines
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "stopping\n", "")
+
+
+def ask(url: str, key: str | None, **body: object) -> str:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    messages = [{"role": "user", "content": "Hi"}]
+    request = urllib.request.Request(
+        f"{url}/chat/completions", data=json.dumps({"messages": messages, **body}).encode(), headers=headers
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return str(response.read().decode())
+
+
+def test_serves_answers(server: tuple[str, list[str]]) -> None:
+    url, lines = server
+    assert not any("warning" in line for line in lines)
+    events = [
+        json.loads(line.removeprefix("data: ")) for line in ask(url, "secret", max_tokens=5).split("\n\n") if line
+    ]
+    assert events[-1] == {"done": True}
+    assert all(set(event) <= {"token", "tool", "gpu"} for event in events[:-1])
+    with urllib.request.urlopen(f"{url}/ready", timeout=60) as response:
+        assert response.status == 200
+    with urllib.request.urlopen(url, timeout=60) as response:
+        assert b"<html" in response.read()
+
+
+def test_the_key_is_asked_for(server: tuple[str, list[str]]) -> None:
+    for key in (None, "wrong"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(server[0], key)
+
+
+def test_a_conversation_that_is_too_long_gets_400(server: tuple[str, list[str]]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as failed:
+        ask(server[0], "secret", messages=[{"role": "user", "content": "x" * 7000}])
+    assert failed.value.code == 400
+    assert json.load(failed.value)["error"]["type"] == "context_length_exceeded"
+
+
+def test_what_is_wrong_with_flags(base: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, errors = failure(base, "--host", "127.0.0.1", "--port", port)
+    assert (code, errors) == (2, f"chat-web: error: --port {port}: another program listens there; choose another one\n")
+    code, errors = failure(base, "--port", "70000")
+    assert code == 2
+    assert "--port 70000 must be between 0 and 65535" in errors
+    code, errors = failure(base, "--api-key-file", str(tmp_path / "none"), "--port", "0")
+    assert (code, errors) == (2, f"chat-web: error: --api-key-file {tmp_path / 'none'}: No such file or directory\n")
+    code, errors = failure(tmp_path, "--port", "0")
+    assert code == 2
+    assert "chat-sft makes one" in errors
+
+
+def test_more_replicas_than_gpus(base: Path) -> None:
+    code, errors = failure(base, "-n", "64", "--port", "0", "--host", "127.0.0.1")
+    assert code == 2
+    assert errors.startswith("chat-web: error: --num-gpus 64: there are ")
+    assert errors.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_ends_the_server(tmp_path: Path) -> None:
+    directory = save_tiny_checkpoint(tmp_path / "chatsft_checkpoints" / "d2")
+    (directory / "model.safetensors").write_bytes(b"cut")
+    code, errors = failure(tmp_path, "--port", "0", "--host", "127.0.0.1")
+    assert code == 1
+    assert "model.safetensors" in errors
+    assert errors.count("\n") == 1
