@@ -16,8 +16,8 @@ from nanochat_apps import cli, paths
 
 SAMPLES = {
     "English": "The river had risen in the night, and by morning the lower meadow was a lake to the knees of the willows. ",
-    "code": "def merge(left: list[int], right: list[int]) -> list[int]:\n    return sorted([*left, *right], key=lambda x: -x)\n",
-    "maths": "Let f(x) = 3x^2 - 12x + 7. Then f'(x) = 6x - 12, which is 0 at x = 2, where f(2) = -5. And 1234 * 56 = 69104.",
+    "code": "def merge(left: list[int], right: list[int]) -> list[int]:\n    return sorted([*left, *right])\n",
+    "maths": "Let f(x) = 3x^2 - 12x + 7. Then f'(x) = 6x - 12, zero at x = 2. 12 * 56 = 672.",
     "other scripts": "Der Fluß war über Nacht gestiegen. 川は夜の間に増水した。 Река поднялась за ночь. 😀",
 }
 OTHERS = ("gpt2", "cl100k_base", "o200k_base")
