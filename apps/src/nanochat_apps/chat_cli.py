@@ -29,13 +29,13 @@ class Settings:
     """Which model, and how it speaks."""
 
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
-    """Answer this and leave; without it, a conversation."""
+    """Answer this and leave; a conversation if not given."""
     source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model; base goes on with the text instead of chatting."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
-    """Tag of the model; default: the largest."""
+    """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """Step of the model; default: the last."""
+    """Step of the model; the last if not given."""
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.6
     """0 always takes the likeliest token."""
     top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
@@ -47,7 +47,7 @@ class Settings:
     device_type: DeviceType = "auto"
     """Where to compute."""
     dtype: Annotated[DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    """Precision; default: bfloat16 where it is fast, else float32."""
+    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2:
