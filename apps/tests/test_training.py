@@ -1,0 +1,155 @@
+"""base-train, chat-sft and quickstart on toy sizes, as a person runs them: stopped, gone on with, and given bad input."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
+from nanochat_apps.cli import UsageError
+from nanochat_apps.quickstart import program, report
+from nanochat_data.tinyworld import TinyWorld
+from nanochat_model import load_model
+from nanochat_train import list_steps, load_meta
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of generated text and a tokenizer trained on it."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    world, folder = TinyWorld(0), tmp_path / "texts"
+    folder.mkdir()
+    for name, split, count in (("train", "train", 300), ("valid", "test", 20)):
+        lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    assert tok_train.train(tok_train.Settings(data=folder, vocab_size=300)) == 0
+    return folder
+
+
+def settings(corpus: Path, **changes) -> base_train.Settings:
+    return base_train.Settings(
+        **{
+            "data": corpus,
+            "depth": 1,
+            "aspect_ratio": 32,
+            "head_dim": 16,
+            "max_seq_len": 64,
+            "num_iterations": 6,
+            "device_batch_size": 2,
+            "total_batch_size": 256,
+            "eval_every": 3,
+            "eval_tokens": 2000,
+            "model_tag": "tiny",
+            "device_type": "cpu",
+            "dtype": "float32",
+        }
+        | changes
+    )
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(corpus):
+    whole = settings(corpus, model_tag="whole")
+    assert base_train.train(whole) == 0
+    parts = replace(whole, model_tag="parts", save_every=2, keep=2)
+    assert base_train.train(replace(parts, save_every=3)) == 0
+    root = paths.checkpoints_root("base") / "parts"
+    assert list_steps(root) == [3, 6]
+    for file in sorted((root / "step_000006").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert base_train.train(replace(parts, resume_from_step=3)) == 0
+    resumed, straight = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("parts", "whole"))
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    steps = [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()]
+    assert [s for s in steps if s <= 6] == sorted(steps)
+
+
+def test_a_checkpoint_says_what_it_is_and_nothing_of_the_machine(corpus, tmp_path):
+    base_train.train(settings(corpus))
+    meta = load_meta(paths.find_checkpoint("base"))
+    assert (meta["step"], meta["stage"], meta["settings"]["depth"]) == (6, "base", 1)
+    assert meta["scores"]["val_bpb"] > 0
+    assert str(tmp_path) not in json.dumps(meta)
+
+
+def test_fine_tuning_starts_from_the_base_model_and_is_evaluated(corpus, tmp_path, capsys):
+    base_train.train(settings(corpus))
+    chats = tmp_path / "chats.jsonl"
+    lines = (
+        json.dumps({"messages": TinyWorld(0).conversation(i, skill="identity")["messages"]}) + "\n" for i in range(60)
+    )
+    chats.write_text("".join(lines))
+    assert (
+        chat_sft.train(chat_sft.Settings(mixture=f"{chats}:2", device_type="cpu", dtype="float32", compile="off")) == 0
+    )
+    meta = load_meta(paths.find_checkpoint("sft"))
+    assert meta["base"] == "step_000006"
+    assert meta["scores"]["val_bpb"] > 0
+    assert (
+        base_eval.evaluate(base_eval.Settings(data=corpus, split_tokens=500, device_type="cpu", dtype="float32")) == 0
+    )
+    assert tok_eval.evaluate(tok_eval.Settings(data=corpus)) == 0
+    said = capsys.readouterr().out
+    assert "val: " in said
+    assert "The capital of France is|" in said
+    assert "bytes a token" in said
+
+
+def test_another_tokenizer_or_model_is_refused_by_name(corpus):
+    base_train.train(settings(corpus))
+    with pytest.raises(ValueError, match=r"n_head=2, these settings make n_head=1"):
+        base_train.train(settings(corpus, resume_from_step=0, head_dim=32))
+    with pytest.raises(UsageError, match=r"--resume-from-step 5: no such checkpoint .* \(there: 6\)"):
+        base_train.train(settings(corpus, resume_from_step=5))
+    tok_train.train(tok_train.Settings(data=corpus, vocab_size=301))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        base_train.train(settings(corpus, resume_from_step=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"total_batch_size": 200}, "--total-batch-size 200 must be a multiple"),
+        ({"data": Path("nowhere")}, "nowhere does not exist"),
+        ({"window_pattern": "XY"}, "window_pattern='XY'"),
+        ({"num_iterations": 0}, "0 iterations"),
+        ({"tokenizer": Path("nowhere")}, "nowhere holds no tokenizer"),
+    ],
+)
+def test_bad_settings_are_one_line(corpus, changes, complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
+        base_train.train(settings(corpus, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_quickstart_runs_to_its_report_and_a_second_time_skips(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    tiny = program.Size(
+        depth=1,
+        vocab_size=320,
+        num_documents=300,
+        base_steps=2,
+        sft_steps=2,
+        num_conversations=200,
+        questions_per_skill=2,
+    )
+    monkeypatch.setattr(program, "SMOKE", tiny)
+    assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
+    page = (tmp_path / "quickstart-smoke/report/report.html").read_text()
+    assert "arithmetic with the tool" in page
+    assert page.count("<svg") == 2
+    assert "http-equiv" not in page
+    capsys.readouterr()
+    assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.endswith("done already")] == [
+        f"{stage}: done already" for stage in ("data", "tokenizer", "base", "sft", "evaluation")
+    ]
+
+
+def test_report_pages_escape_what_a_model_says():
+    assert (
+        report.dialogue_html([("assistant", "<script>")])
+        == '<div class="assistant"><b>assistant</b>: &lt;script&gt;</div>'
+    )
