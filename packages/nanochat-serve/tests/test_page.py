@@ -24,7 +24,7 @@ ARGUMENTS = [
 DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
 HOSTILE = (
     "<img src=x onerror=\"document.title='hacked'\"> <script>document.title='hacked'</script> "
-    "**bold** `a<b`\n\n```\n<b>x</b>\n```"
+    "**bold** `a<b` [bad](javascript:document.title='hacked') [good](https://a.test/x)\n\n```\n<b>x</b>\n```"
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
@@ -143,6 +143,62 @@ def test_edit_and_regenerate(page, server):
     assert page.inner_text(".message.assistant .body") == "second try"
 
 
+def test_an_edit_can_be_left_and_an_unanswered_question_gives_way(page, server):
+    say(page, "first")
+    wait_for_answer(page)
+    page.click("text=Edit")
+    page.keyboard.press("Escape")
+    assert page.input_value("#prompt") == ""
+    assert page.locator(".message").count() == 2
+    server.backend.events = [TextDelta("never"), DONE]
+    server.backend.pause_s = 30
+    say(page, "too slow")
+    page.wait_for_selector("#stop")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".notice")
+    server.backend.events, server.backend.pause_s = None, 0
+    say(page, "another")
+    wait_for_answer(page)
+    assert [m["content"] for m in server.backend.requests[-1].messages if m["role"] == "user"] == ["first", "another"]
+    assert page.locator(".notice").count() == 0
+
+
+def test_settings_are_the_servers_until_someone_sets_them(page, server):
+    assert not page.locator("#settings").is_visible()
+    page.click("#toggle-settings")
+    page.wait_for_selector("#top-k[placeholder='50']")
+    page.fill("#temperature", "0.1")
+    say(page, "hello")
+    wait_for_answer(page)
+    page.reload()
+    page.click("text=Regenerate")
+    wait_for_answer(page)
+    assert [(r.temperature, r.top_k) for r in server.backend.requests] == [(0.1, 50), (0.1, 50)]
+
+
+def test_a_server_that_is_gone_is_said_and_found_again(page, server):
+    page.route("**/chat/completions", lambda route: route.abort())
+    say(page, "hello")
+    assert "cannot be reached" in page.inner_text(".notice")
+    page.unroute("**/chat/completions")
+    page.click("text=Try again")
+    wait_for_answer(page)
+    assert page.inner_text(".message.assistant .body") == "hello"
+
+
+def test_lists_code_and_the_copy_button(page, server):
+    server.backend.events = [TextDelta("- one\n- *two*\n\n3. three\n\n```python\nprint(1)\n```\nend"), DONE]
+    say(page, "hello")
+    wait_for_answer(page)
+    assert page.locator("#messages ul li").all_inner_texts() == ["one", "two"]
+    assert page.get_attribute("#messages ol", "start") == "3"
+    assert page.inner_text(".code pre") == "print(1)"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click(".code-head button")
+    page.wait_for_selector("text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
+
+
 def test_errors_are_shown_and_recovered_from(page, server):
     server.backend.events = [RuntimeError("broken")]
     say(page, "hello")
@@ -173,6 +229,7 @@ def test_hostile_text_stays_text(page, server):
     wait_for_answer(page)
     page.wait_for_timeout(200)
     assert page.title() == "nanochat"
+    assert page.eval_on_selector_all("#messages a", "links => links.map(link => link.href)") == ["https://a.test/x"]
     assert page.locator("#messages img, #messages script, #messages b").count() == 0
     assert page.inner_text(".message.assistant strong") == "bold"
     assert page.inner_text(".message.assistant pre").strip() == "<b>x</b>"

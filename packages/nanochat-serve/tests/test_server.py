@@ -2,13 +2,25 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
+from hypothesis import given
+from hypothesis import strategies as st
+from nanochat_serve import (
+    ContextLengthError,
+    Finished,
+    InvalidRequestError,
+    ServerSettings,
+    TextDelta,
+    ToolCall,
+    create_app,
+    parse_request,
+)
 from nanochat_serve.testing import ScriptedBackend, check_chat_backend
 
 DONE = Finished(reason="stop", prompt_tokens=3, completion_tokens=2)
@@ -83,7 +95,11 @@ def test_settings_are_defaults_and_values_are_clamped():
             "messages[1].content[0].type",
         ),
         ({"messages": [{"role": r, "content": "x" * 8000} for r in ("user", "assistant") * 2 + ("user",)]}, "messages"),
+        (user("\ud83d"), "messages[0].content"),
+        (user("x") | {"stop": "\ude00"}, "stop"),
         (user("x") | {"temperature": "hot"}, "temperature"),
+        (user("x") | {"temperature": 10**400}, "temperature"),
+        (user("x") | {"max_tokens": float("nan")}, "max_tokens"),
         (user("x") | {"top_k": True}, "top_k"),
         (user("x") | {"seed": -1}, "seed"),
         (user("x") | {"stop": [1]}, "stop"),
@@ -95,6 +111,31 @@ def test_what_is_malformed_gets_400_with_the_field(body, field):
     assert status == 400
     assert error["param"] == field
     assert field.split("[")[0] in error["message"]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+MESSAGES = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | JSON, "content": JSON})
+FIELDS = ["temperature", "top_k", "max_tokens", "seed", "stop", "else"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.lists(MESSAGES | JSON, max_size=4) | JSON)
+def test_any_json_is_a_request_or_one_named_error(fields, messages):
+    try:
+        request = parse_request(fields | {"messages": messages}, ServerSettings())
+    except InvalidRequestError:
+        pass
+    else:
+        assert 0 <= request.temperature <= 2
+        assert request.top_k is None or 1 <= request.top_k <= 200
+        assert 1 <= request.max_tokens <= 4096
 
 
 def test_what_is_no_json_gets_400():
@@ -169,6 +210,19 @@ def test_a_client_that_leaves_frees_its_answer():
     assert backend.closed
 
 
+def test_a_client_that_does_not_read_is_dropped():
+    backend = ScriptedBackend([TextDelta("x" * 100_000)] * 500 + [DONE])
+
+    async def use(client: TestClient) -> None:
+        await client.post("/chat/completions", json=user("x"))  # and reads no further than the head
+        deadline = time.monotonic() + 5
+        while backend.num_running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    serve(backend, use, write_timeout_s=0.2)
+    assert (backend.num_running, backend.num_cancelled) == (0, 1)
+
+
 def test_health_ready_and_stats_have_the_documented_fields():
     async def use(client: TestClient) -> Any:
         await post(client, user("one two"))
@@ -181,6 +235,7 @@ def test_health_ready_and_stats_have_the_documented_fields():
     assert stats[1]["workers"] == [{"gpu_id": 0, "device": "cpu"}]
     assert (stats[1]["total_workers"], stats[1]["available_workers"], stats[1]["busy_workers"]) == (1, 1, 0)
     assert stats[1]["completion_tokens"] == 2
+    assert stats[1]["defaults"] == {"temperature": 0.8, "top_k": 50, "max_tokens": 512}
     (health, ready, _) = serve(ScriptedBackend(ready=False), lambda client: _statuses(client))
     assert (health, ready) == (200, 503)
 
@@ -210,15 +265,14 @@ def test_an_api_key_is_asked_for_where_one_is_set():
 
 def test_the_page_is_self_contained_and_guarded():
     async def use(client: TestClient) -> Any:
-        answers = [await client.get(path) for path in ("/", "/app.js", "/style.css")]
+        answers = [await client.get(path) for path in ("/", "/app.js", "/markdown.js", "/wire.js", "/style.css")]
         return [
             (answer.headers["Content-Security-Policy"], answer.content_type, await answer.text()) for answer in answers
         ]
 
     for policy, _, text in serve(ScriptedBackend(), use):
         assert "default-src 'none'" in policy
-        assert "http://" not in text
-        assert "https://" not in text
+        assert not re.search(r"""(src|href|url|import|fetch)\W{1,3}https?:""", text)
         assert ".innerHTML" not in text
 
 

@@ -1,6 +1,7 @@
 """aiohttp chat server and chat page for any backend that streams text."""
 
 from nanochat_serve.app import create_app
+from nanochat_serve.in_process import ThreadedBackend
 from nanochat_serve.protocols import (
     BackendStatus,
     ChatBackend,
@@ -24,6 +25,7 @@ __all__ = [
     "InvalidRequestError",
     "ServerSettings",
     "TextDelta",
+    "ThreadedBackend",
     "ToolCall",
     "create_app",
     "parse_request",

@@ -37,6 +37,8 @@ LOG = logging.getLogger("nanochat_serve")
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
+    "/markdown.js": ("markdown.js", "text/javascript"),
+    "/wire.js": ("wire.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
 
@@ -110,6 +112,8 @@ async def _stream_answer(request: web.Request, chat: ChatRequest) -> web.StreamR
         return json_error(400, "context_length_exceeded", str(error))
     except (ConnectionResetError, TimeoutError):
         LOG.info("a client left or stopped reading before its answer was complete")
+        if request.transport is not None:
+            request.transport.abort()  # else the end of the response would wait for the reader again
     except Exception as error:
         outcome = "error"
         LOG.exception("an answer failed")
@@ -181,8 +185,8 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def stats(request: web.Request) -> web.Response:
-    """Workers, queue and tokens since the start."""
-    status, counters = request.app[BACKEND].status(), request.app[METRICS]
+    """Workers, queue, tokens since the start, and what a request that leaves a setting out gets."""
+    status, counters, settings = request.app[BACKEND].status(), request.app[METRICS], request.app[SETTINGS]
     busy = min(len(status.devices), int(status.num_running > 0))
     return web.json_response(
         {
@@ -192,6 +196,11 @@ async def stats(request: web.Request) -> web.Response:
             "workers": [{"gpu_id": index, "device": name} for index, name in enumerate(status.devices)],
             "running": status.num_running,
             "waiting": status.num_waiting,
+            "defaults": {
+                "temperature": settings.temperature,
+                "top_k": settings.top_k,
+                "max_tokens": settings.max_tokens,
+            },
             "requests": counters.num_requests,
             "completion_tokens": counters.num_tokens,
         }
@@ -238,7 +247,7 @@ def _check_key(request: web.Request, settings: ServerSettings) -> None:
     if settings.api_key is None:
         return
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), settings.api_key.encode()):
+    if not hmac.compare_digest(given.encode(errors="surrogateescape"), settings.api_key.encode()):
         raise web.HTTPUnauthorized(text="the API key is missing or wrong")
 
 

@@ -70,7 +70,7 @@ def _check_message(message: object, field: str, settings: ServerSettings) -> int
     if isinstance(content, list) and message["role"] == "assistant":
         num_chars = sum(len(_part_text(part, f"{field}.content[{i}]")) for i, part in enumerate(content))
     elif isinstance(content, str):
-        num_chars = len(content)
+        num_chars = len(_checked_text(content, f"{field}.content"))
         if not content and message["role"] == "user":
             raise InvalidRequestError(f"{field}.content", "must not be empty")
     else:
@@ -87,6 +87,15 @@ def _part_text(part: object, field: str) -> str:
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequestError(f"{field}.text", "must be a string")
+    return _checked_text(text, f"{field}.text")
+
+
+def _checked_text(text: str, field: str) -> str:
+    """JSON can spell half a character (`\\ud83d` alone), which is no text and has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(field, f"holds half a character at position {error.start}") from None
     return text
 
 
@@ -104,13 +113,19 @@ def _number(body: Mapping[str, Any], field: str, default: float) -> float:
     value = body.get(field)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(field, "must be a number")
-    return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidRequestError(field, "must be a finite number")
+    return number
 
 
 def _stops(stop: object) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop if stop is not None else []
     if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
         raise InvalidRequestError("stop", f"must be a string or a list of at most {MAX_STOPS} strings")
-    return tuple(stops)
+    return tuple(_checked_text(stop, "stop") for stop in stops)

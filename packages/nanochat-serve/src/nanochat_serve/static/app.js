@@ -1,72 +1,34 @@
 // The chat page: keeps chats in the browser, streams answers, renders them without ever using innerHTML.
 
-const $ = (id) => document.getElementById(id);
-const STORE = "nanochat.chats";
+import { button, copyButton, element, renderMarkdown } from "./markdown.js";
+import { stream } from "./wire.js";
 
-const state = { chats: load(), current: null, controller: null };
+const $ = (id) => document.getElementById(id);
+const SETTINGS = { temperature: "temperature", top_k: "top-k", max_tokens: "max-tokens" };
+
+// A full or forbidden store must not stop the chat.
+function recall(name) {
+  try { return JSON.parse(localStorage.getItem(`nanochat.${name}`)); } catch { return null; }
+}
+
+function remember(name, value) {
+  try { localStorage.setItem(`nanochat.${name}`, JSON.stringify(value)); } catch { /* see above */ }
+}
+
+const state = { chats: load(), current: null, controller: null, editing: null };
 
 function load() {
-  try {
-    const chats = JSON.parse(localStorage.getItem(STORE));
-    return Array.isArray(chats) ? chats : [];
-  } catch {
-    return [];
-  }
+  const chats = recall("chats");
+  const whole = Array.isArray(chats) ? chats.filter((chat) => Array.isArray(chat?.messages)) : [];
+  for (const chat of whole) chat.messages = chat.messages.filter((message) => message.content?.length);
+  return whole;
 }
 
-function save() {
-  try {
-    localStorage.setItem(STORE, JSON.stringify(state.chats.slice(0, 100)));
-  } catch {
-    // A full or forbidden store must not stop the chat.
-  }
-}
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function button(label, act, name) {
-  const made = element("button", "", label);
-  made.type = "button";
-  if (name) made.setAttribute("aria-label", name);
-  made.addEventListener("click", act);
-  return made;
-}
+const save = () => remember("chats", state.chats.slice(0, 100));
 
 // Content is a string, or parts as the server takes them back: text, python, python_output.
 const partsOf = (content) => (typeof content === "string" ? [{ type: "text", text: content }] : content);
 const textOf = (content) => partsOf(content).filter((p) => p.type === "text").map((p) => p.text).join("");
-
-function renderMarkdown(text) {
-  const body = element("div", "body");
-  text.split(/(```[^\n]*\n[\s\S]*?(?:```|$))/).forEach((block) => {
-    const fence = block.match(/^```[^\n]*\n([\s\S]*?)(?:```)?$/);
-    if (fence) {
-      const pre = element("pre");
-      pre.append(element("code", "", fence[1]));
-      body.append(pre);
-      return;
-    }
-    block.split(/\n{2,}/).filter((p) => p.trim()).forEach((paragraph) => {
-      const p = element("p");
-      paragraph.trim().split("\n").forEach((line, i) => {
-        if (i) p.append(element("br"));
-        line.split(/(`[^`]+`|\*\*[^*]+\*\*|\*[^*\s][^*]*\*)/).forEach((span) => {
-          if (/^`[^`]+`$/.test(span)) p.append(element("code", "", span.slice(1, -1)));
-          else if (/^\*\*[^*]+\*\*$/.test(span)) p.append(element("strong", "", span.slice(2, -2)));
-          else if (/^\*[^*\s][^*]*\*$/.test(span)) p.append(element("em", "", span.slice(1, -1)));
-          else p.append(span);
-        });
-      });
-      body.append(p);
-    });
-  });
-  return body;
-}
 
 function renderTool(expression, output) {
   const card = element("div", "tool");
@@ -87,10 +49,11 @@ function renderMessage(message, index) {
       if (part.type === "python") row.append(renderTool(part.text, parts[i + 1]?.text ?? ""));
       if (part.type === "text") row.append(renderMarkdown(part.text));
     });
-    if (!parts.length) row.append(element("div", "body", ""));
+    if (parts.at(-1)?.type !== "text") row.append(element("div", "body", ""));
     if (index === state.current.messages.length - 1) actions.append(button("Regenerate", regenerate));
   }
-  actions.prepend(button("Copy", () => navigator.clipboard?.writeText(textOf(message.content))));
+  actions.prepend(copyButton(() => textOf(message.content)));
+  if (state.editing === index) row.classList.add("editing");
   row.append(actions);
   return row;
 }
@@ -113,23 +76,33 @@ function renderChat(chat) {
   const row = element("div", "chat-row");
   row.setAttribute("aria-current", String(chat === state.current));
   row.append(
-    button(chat.title, () => { if (!state.controller) { state.current = chat; $("sidebar").classList.remove("open"); render(); } }),
+    button(chat.title, () => show(chat)),
     button("×", () => remove(chat), `Delete chat ${chat.title}`),
   );
   return row;
+}
+
+function show(chat) {
+  if (state.controller) return;
+  state.current = chat;
+  state.editing = null;
+  $("sidebar").classList.remove("open");
+  render();
 }
 
 function renderNotice(error) {
   const notice = element("div", "notice");
   notice.setAttribute("role", "alert");
   notice.append(element("span", "", error.message));
-  if (error.type === "context_length_exceeded") notice.append(button("Drop the oldest turns", dropOldest));
-  else notice.append(button("Try again", () => answer()));
+  const tooLong = error.type === "context_length_exceeded" || (error.type === "invalid_request_error" && error.param === "messages");
+  if (tooLong && state.current.messages.length > 1) notice.append(button("Drop the oldest turns", dropOldest));
+  else if (!tooLong) notice.append(button("Try again", () => answer()));
   return notice;
 }
 
 function remove(chat) {
   if (state.controller && chat === state.current) return;
+  state.editing = null;
   state.chats = state.chats.filter((other) => other !== chat);
   if (chat === state.current) state.current = null;
   save();
@@ -141,18 +114,35 @@ function send(text) {
     state.current = { title: text.slice(0, 60), messages: [] };
     state.chats.unshift(state.current);
   }
-  state.current.messages.push({ role: "user", content: text });
+  const { messages } = state.current;
+  if (state.editing !== null) messages.length = state.editing;
+  state.editing = null;
+  // What was never answered gives way: turns alternate.
+  if (messages.at(-1)?.role === "user") messages.pop();
+  messages.push({ role: "user", content: text });
+  if (messages.length === 1) state.current.title = text.slice(0, 60);
   return answer();
 }
 
+// The turns after an edited message stay until the new text is sent.
 function edit(index) {
   if (state.controller) return;
-  $("prompt").value = state.current.messages[index].content;
-  state.current.messages.length = index;
-  state.current.error = null;
-  save();
+  state.editing = index;
+  write(state.current.messages[index].content);
   render();
   $("prompt").focus();
+}
+
+function stopEditing() {
+  if (state.editing === null) return;
+  state.editing = null;
+  write("");
+  render();
+}
+
+function write(text) {
+  $("prompt").value = text;
+  fit();
 }
 
 function regenerate() {
@@ -170,19 +160,16 @@ function dropOldest() {
 async function answer() {
   const chat = state.current;
   while (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
-  const request = {
-    messages: chat.messages.map(({ role, content }) => ({ role, content })),
-    temperature: Number($("temperature").value),
-    top_k: Number($("top-k").value),
-    max_tokens: Number($("max-tokens").value),
-  };
+  const request = { messages: chat.messages.map(({ role, content }) => ({ role, content })), ...settings() };
   const reply = { role: "assistant", content: [] };
   chat.error = null;
   chat.messages.push(reply);
   busy(true);
+  save();
   render();
+  renderLast(reply);
   try {
-    await stream(request, (event) => {
+    await stream(request, { apiKey: $("api-key").value, signal: state.controller.signal }, (event) => {
       if (event.token !== undefined) addText(reply, event.token);
       if (event.tool) reply.content.push({ type: "python", text: event.tool.expression }, { type: "python_output", text: event.tool.output });
       if (event.error) throw Object.assign(new Error(event.error.message), { kind: event.error.type });
@@ -190,8 +177,11 @@ async function answer() {
     });
   } catch (error) {
     if (error.name !== "AbortError") {
-      chat.error = { message: error.kind ? error.message : "The server cannot be reached.", type: error.kind };
+      chat.error = { message: error.kind ? error.message : "The server cannot be reached.", type: error.kind, param: error.param };
+    } else if (!reply.content.length) {
+      chat.error = { message: "Stopped before the answer began.", type: "stopped" };
     }
+    if (chat.error?.type === "http_error" && error.status === 401) openSettings(true);
   } finally {
     if (!reply.content.length) chat.messages.pop();
     busy(false);
@@ -199,6 +189,12 @@ async function answer() {
     render();
     $("prompt").focus();
   }
+}
+
+// Only what a person has set: the rest is the server's choice.
+function settings() {
+  const set = Object.entries(SETTINGS).filter(([, id]) => $(id).value !== "");
+  return Object.fromEntries(set.map(([name, id]) => [name, Number($(id).value)]));
 }
 
 function addText(reply, text) {
@@ -216,38 +212,11 @@ function renderLast(reply) {
   if (following) log.scrollTop = log.scrollHeight;
 }
 
-async function stream(request, onEvent) {
-  const response = await fetch("/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(request),
-    signal: state.controller.signal,
-  });
-  if (!response.ok) {
-    const body = await response.json().catch(() => ({}));
-    throw Object.assign(new Error(body.error?.message ?? `The server said ${response.status}.`), { kind: body.error?.type ?? "http" });
-  }
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw Object.assign(new Error("The connection was lost before the answer was complete."), { kind: "connection" });
-    buffer += value;
-    const lines = buffer.split("\n\n");
-    buffer = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      const event = JSON.parse(line.slice(6));
-      if (event.done) return;
-      onEvent(event);
-    }
-  }
-}
-
 function busy(on) {
   state.controller = on ? new AbortController() : null;
   $("stop").hidden = !on;
   $("send").hidden = on;
+  $("messages").setAttribute("aria-busy", String(on)); // a screen reader reads the answer once it is whole
 }
 
 function fit() {
@@ -260,8 +229,7 @@ $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("prompt").value.trim();
   if (!text || state.controller) return;
-  $("prompt").value = "";
-  fit();
+  write("");
   send(text);
 });
 $("prompt").addEventListener("input", fit);
@@ -272,30 +240,55 @@ $("prompt").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") state.controller?.abort();
+  if (event.key !== "Escape") return;
+  if (state.controller) state.controller.abort();
+  else stopEditing();
 });
 $("stop").addEventListener("click", () => state.controller?.abort());
 $("settings").addEventListener("submit", (event) => event.preventDefault());
 $("new-chat").addEventListener("click", () => {
   if (state.controller) return;
   state.current = null;
+  state.editing = null;
   $("sidebar").classList.remove("open");
   render();
   $("prompt").focus();
 });
 $("toggle-sidebar").addEventListener("click", () => $("sidebar").classList.toggle("open"));
-$("toggle-settings").addEventListener("click", () => {
-  $("settings").hidden = !$("settings").hidden;
-  $("toggle-settings").setAttribute("aria-expanded", String(!$("settings").hidden));
-});
+function openSettings(open) {
+  $("settings").hidden = !open;
+  $("toggle-settings").setAttribute("aria-expanded", String(open));
+}
+$("toggle-settings").addEventListener("click", () => openSettings($("settings").hidden));
+addEventListener("pagehide", save);
+$("messages").addEventListener("click", () => $("sidebar").classList.remove("open"));
+
+function rememberSettings() {
+  remember("settings", Object.fromEntries(Object.values(SETTINGS).map((id) => [id, $(id).value])));
+}
+
+// An empty field means the server's own value, shown in grey.
+async function prepareSettings() {
+  const kept = recall("settings") ?? {};
+  for (const id of Object.values(SETTINGS)) {
+    $(id).value = kept[id] ?? "";
+    $(id).addEventListener("change", rememberSettings);
+  }
+  try {
+    const { defaults } = await (await fetch("/stats")).json();
+    for (const [name, id] of Object.entries(SETTINGS)) $(id).placeholder = defaults[name];
+  } catch {
+    // The chat says so itself when the server is gone.
+  }
+}
 
 const setTheme = (theme) => { document.documentElement.dataset.theme = theme; };
-const preferred = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-setTheme(localStorage.getItem("nanochat.theme") ?? preferred);
+setTheme(recall("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 $("toggle-theme").addEventListener("click", () => {
   setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  localStorage.setItem("nanochat.theme", document.documentElement.dataset.theme);
+  remember("theme", document.documentElement.dataset.theme);
 });
 
+prepareSettings();
 state.current = state.chats[0] ?? null;
 render();

@@ -1,0 +1,30 @@
+// Talks to the server: one request, its events one by one, and errors that carry `kind`, `param` and `status`.
+
+export async function stream(request, { apiKey, signal }, onEvent) {
+  const response = await fetch("/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...(apiKey && { Authorization: `Bearer ${apiKey}` }) },
+    body: JSON.stringify(request),
+    signal,
+  });
+  if (!response.ok) {
+    const body = await response.json().catch(() => ({}));
+    const { message = `The server said ${response.status}.`, type = "http", param } = body.error ?? {};
+    throw Object.assign(new Error(message), { kind: type, param, status: response.status });
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw Object.assign(new Error("The connection was lost before the answer was complete."), { kind: "connection" });
+    buffer += value;
+    const lines = buffer.split("\n\n");
+    buffer = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
+      const event = JSON.parse(line.slice(6));
+      if (event.done) return;
+      onEvent(event);
+    }
+  }
+}

@@ -1,0 +1,121 @@
+"""A synchronous generator behind the server: order, errors, waiting, leaving early, closing."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, ThreadedBackend
+from nanochat_serve.testing import check_chat_backend
+
+REQUEST = ChatRequest(messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8)
+DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=3)
+
+
+def three_words(request, cancelled):
+    for word in ("one ", "two ", "three"):
+        yield TextDelta(word)
+    yield DONE
+
+
+def too_long(request, cancelled):
+    raise ContextLengthError(300, 256)
+    yield DONE
+
+
+def endless(request, cancelled):
+    while not cancelled.is_set():
+        yield TextDelta("x")
+
+
+async def collect(backend):
+    return [event async for event in backend.stream(REQUEST)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_it_passes_the_conformance_check_and_keeps_the_order(num_workers):
+    async def session():
+        backend = ThreadedBackend(three_words, num_workers=num_workers)
+        await check_chat_backend(backend)
+        events = await collect(backend)
+        await backend.aclose()
+        return events
+
+    assert asyncio.run(session()) == [TextDelta("one "), TextDelta("two "), TextDelta("three"), DONE]
+
+
+def test_what_the_generator_raises_reaches_the_reader():
+    async def session():
+        backend = ThreadedBackend(too_long)
+        with pytest.raises(ContextLengthError, match="300"):
+            await collect(backend)
+        await backend.aclose()
+
+    asyncio.run(session())
+
+
+def test_a_reader_that_leaves_frees_the_worker_and_a_slow_one_bounds_it():
+    written = []
+
+    def counted(request, cancelled):
+        for event in endless(request, cancelled):
+            written.append(event)
+            yield event
+
+    async def session():
+        backend = ThreadedBackend(counted)
+        stream = backend.stream(REQUEST)
+        await anext(stream)
+        await asyncio.sleep(0.2)
+        ahead = len(written)
+        assert backend.status().num_running == 1
+        await stream.aclose()
+        deadline = time.monotonic() + 5
+        while backend.status().num_running and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        running = backend.status().num_running
+        await backend.aclose()
+        return ahead, running
+
+    ahead, running = asyncio.run(session())
+    assert ahead < 100
+    assert running == 0
+
+
+def test_the_loop_runs_on_while_the_model_works():
+    def slow(request, cancelled):
+        time.sleep(0.3)
+        yield DONE
+
+    async def session():
+        backend = ThreadedBackend(slow)
+        answer = asyncio.create_task(collect(backend))
+        turns = 0
+        while not answer.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        await backend.aclose()
+        return turns
+
+    assert asyncio.run(session()) >= 5
+
+
+def test_closing_ends_running_and_waiting_answers():
+    async def session():
+        backend = ThreadedBackend(endless)
+        answers = [asyncio.create_task(collect(backend)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        waiting = backend.status().num_waiting
+        await backend.aclose()
+        return waiting, await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+
+    waiting, results = asyncio.run(session())
+    assert waiting == 2
+    for result in results:  # cut off, or never begun; none of them hangs
+        assert isinstance(result, RuntimeError) or not any(isinstance(event, Finished) for event in result)
+    assert not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")]
+
+
+def test_no_workers_is_refused():
+    with pytest.raises(ValueError, match="num_workers=0"):
+        ThreadedBackend(three_words, num_workers=0)
