@@ -6,14 +6,21 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-QUESTIONS = ("Hello! What is your name?", "What is 37 times 12?", "How many r are in strawberry?", "What is the capital of France?")
+QUESTIONS = (
+    "Hello! What is your name?",
+    "What is 37 times 12?",
+    "How many r are in strawberry?",
+    "What is the capital of France?",
+)
 
 
 def main(url: str) -> None:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        for name, scheme, size in (("light", "light", (1100, 720)), ("dark", "dark", (1100, 720)), ("phone", "light", (390, 760))):
-            context = browser.new_context(color_scheme=scheme, viewport={"width": size[0], "height": size[1]})
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
+        for name, scheme, width, height in VIEWS:
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
             page = context.new_page()
             page.goto(url)
             page.evaluate("document.getElementById('temperature').value = '0'")
