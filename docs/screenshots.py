@@ -6,12 +6,8 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-QUESTIONS = (
-    "Hello! What is your name?",
-    "What is 37 times 12?",
-    "How many r are in strawberry?",
-    "What is the capital of France?",
-)
+QUESTIONS = ("Hello! What is your name?", "What is 37 times 12?", "How many r are in strawberry?")
+VIEWS = (("light", "light", 1100, 720), ("dark", "dark", 1100, 720), ("phone", "light", 390, 760))
 
 
 def main(url: str) -> None:
