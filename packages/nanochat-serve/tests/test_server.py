@@ -210,6 +210,23 @@ def test_a_client_that_leaves_frees_its_answer():
     assert backend.closed
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions"])
+def test_a_client_that_leaves_before_the_first_token_frees_its_place(path):
+    backend = ScriptedBackend([DONE], pause_s=60)
+
+    async def use(client: TestClient) -> Any:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.post(path, json=user("x")), 0.1)
+        deadline = time.monotonic() + 5
+        while backend.num_running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        backend.pause_s = 0
+        return (await client.post(path, json=user("x"))).status
+
+    assert serve(backend, use, max_requests=1) == 200
+    assert backend.num_cancelled == 1
+
+
 def test_a_client_that_does_not_read_is_dropped():
     backend = ScriptedBackend([TextDelta("x" * 100_000)] * 500 + [DONE])
 

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import json
-import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from nanochat_serve.metrics import ServerMetrics
-from nanochat_serve.protocols import (
-    ChatBackend,
-    ChatEvent,
-    ChatRequest,
-    ContextLengthError,
-    Finished,
-    TextDelta,
-    ToolCall,
+from nanochat_serve import openai
+from nanochat_serve.admission import (
+    BACKEND,
+    METRICS,
+    SETTINGS,
+    RefusedError,
+    admitted,
+    check_key,
+    json_body,
+    json_error,
 )
+from nanochat_serve.metrics import ServerMetrics
+from nanochat_serve.protocols import ChatBackend, ChatEvent, TextDelta, ToolCall
 from nanochat_serve.settings import ServerSettings
+from nanochat_serve.sse import stream_answer
 from nanochat_serve.validation import InvalidRequestError, parse_request
-
-BACKEND: web.AppKey[ChatBackend] = web.AppKey("backend")
-SETTINGS: web.AppKey[ServerSettings] = web.AppKey("settings")
-METRICS: web.AppKey[ServerMetrics] = web.AppKey("metrics")
-
-LOG = logging.getLogger("nanochat_serve")
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -60,6 +52,8 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
     app.cleanup_ctx.append(_own_backend)
     app.on_response_prepare.append(_add_headers)
     app.router.add_post("/chat/completions", chat_completions)
+    app.router.add_post("/v1/chat/completions", openai.chat_completions)
+    app.router.add_get("/v1/models", openai.models)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
     app.router.add_get("/stats", stats)
@@ -71,98 +65,19 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Streams one answer as `data:` lines; errors before the first one are JSON with a status."""
-    app = request.app
-    settings, counters = app[SETTINGS], app[METRICS]
-    _check_key(request, settings)
-    chat = parse_request(await _json_body(request), settings)
-    if counters.num_active >= settings.max_requests:
-        counters.requests.labels("rejected").inc()
-        return json_error(
-            429, "server_busy", "too many requests at once; try again soon", retry_after_s=settings.retry_after_s
-        )
-    if not app[BACKEND].status().ready:
-        return json_error(503, "not_ready", "the model is still loading", retry_after_s=settings.retry_after_s)
-    counters.num_active += 1
-    counters.num_requests += 1
-    counters.active.inc()
-    try:
-        return await _stream_answer(request, chat)
-    finally:
-        counters.num_active -= 1
-        counters.active.dec()
+    check_key(request)
+    chat = parse_request(await json_body(request), request.app[SETTINGS])
+    async with admitted(request):
+        return await stream_answer(request, chat, wire_events)
 
 
-async def _stream_answer(request: web.Request, chat: ChatRequest) -> web.StreamResponse:
-    app = request.app
-    counters, start = app[METRICS], time.perf_counter()
-    outcome = "cancelled"
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-    )
-    events = cast(Any, app[BACKEND].stream(chat))
-    try:
-        async with aclosing(events):
-            # The first event decides between an error with a status and a stream.
-            first = await anext(events)
-            counters.first_token_s.observe(time.perf_counter() - start)
-            await response.prepare(request)
-            outcome = await _write_events(response, first, events, app)
-    except ContextLengthError as error:
-        outcome = "rejected"
-        return json_error(400, "context_length_exceeded", str(error))
-    except (ConnectionResetError, TimeoutError):
-        LOG.info("a client left or stopped reading before its answer was complete")
-        if request.transport is not None:
-            request.transport.abort()  # else the end of the response would wait for the reader again
-    except Exception as error:
-        outcome = "error"
-        LOG.exception("an answer failed")
-        if not response.prepared:
-            return json_error(500, "backend_error", "the model failed to answer")
-        await _write(response, {"error": {"message": "the model failed to answer", "type": type(error).__name__}}, app)
-    finally:
-        counters.requests.labels(outcome).inc()
-    return response
-
-
-async def _write_events(
-    response: web.StreamResponse, first: ChatEvent, rest: AsyncIterator[ChatEvent], app: web.Application
-) -> str:
-    """Writes all events and the closing line; returns the outcome for the counters."""
-    event: ChatEvent | None = first
-    while event is not None:
-        if isinstance(event, Finished):
-            _count_tokens(event, app[METRICS])
-            if event.reason == "error":
-                await _write(
-                    response, {"error": {"message": "the model failed to answer", "type": "backend_error"}}, app
-                )
-                return "error"
-            await _write(response, {"done": True}, app)
-            return "ok"
-        await _write(response, wire_event(event), app)
-        event = await anext(rest, None)
-    await _write(response, {"error": {"message": "the answer broke off", "type": "backend_error"}}, app)
-    return "error"
-
-
-def wire_event(event: TextDelta | ToolCall) -> dict[str, Any]:
-    """An event as it stands on a `data:` line."""
+def wire_events(event: ChatEvent) -> list[dict[str, Any] | str]:
+    """An event as it stands on its `data:` line."""
     if isinstance(event, TextDelta):
-        return {"token": event.text, "gpu": 0}
-    return {"tool": {"expression": event.expression, "output": event.output}, "gpu": 0}
-
-
-async def _write(response: web.StreamResponse, value: dict[str, Any], app: web.Application) -> None:
-    """One line; a client that does not read in time is dropped instead of buffered without end."""
-    line = f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode("utf-8", errors="replace")
-    await asyncio.wait_for(response.write(line), app[SETTINGS].write_timeout_s)
-
-
-def _count_tokens(event: Finished, counters: ServerMetrics) -> None:
-    counters.tokens.inc(event.completion_tokens)
-    counters.prompt_tokens.inc(event.prompt_tokens)
-    counters.num_tokens += event.completion_tokens
+        return [{"token": event.text, "gpu": 0}]
+    if isinstance(event, ToolCall):
+        return [{"tool": {"expression": event.expression, "output": event.output}, "gpu": 0}]
+    return [{"done": True}]
 
 
 async def health(request: web.Request) -> web.Response:
@@ -213,11 +128,6 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
-def json_error(status: int, kind: str, message: str, *, retry_after_s: int | None = None) -> web.Response:
-    headers = {"Retry-After": str(retry_after_s)} if retry_after_s is not None else None
-    return web.json_response({"error": {"message": message, "type": kind}}, status=status, headers=headers)
-
-
 @web.middleware
 async def errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -229,26 +139,13 @@ async def errors_as_json(
         response = web.json_response(
             {"error": {"message": str(error), "type": "invalid_request_error", "param": error.field}}, status=400
         )
+    except RefusedError as error:
+        response = json_error(error.status, error.kind, str(error), retry_after_s=error.retry_after_s)
     except web.HTTPException as error:
         if error.status < 400:
             raise
         response = json_error(error.status, "http_error", error.text or error.reason)
     return response
-
-
-async def _json_body(request: web.Request) -> object:
-    try:
-        return json.loads(await request.read())
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("body", "is not JSON in UTF-8") from None
-
-
-def _check_key(request: web.Request, settings: ServerSettings) -> None:
-    if settings.api_key is None:
-        return
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(errors="surrogateescape"), settings.api_key.encode()):
-        raise web.HTTPUnauthorized(text="the API key is missing or wrong")
 
 
 def _page_file(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:

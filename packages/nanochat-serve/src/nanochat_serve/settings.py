@@ -23,4 +23,6 @@ class ServerSettings:
     write_timeout_s: float = 30.0
     """A client that takes longer to read a piece of its answer is dropped."""
     api_key: str | None = None
-    """Asked for as `Authorization: Bearer <key>` on the chat endpoint where it is set."""
+    """Asked for as `Authorization: Bearer <key>` on the chat endpoints where it is set."""
+    model_name: str = "nanochat"
+    """What the OpenAI endpoints call the model."""

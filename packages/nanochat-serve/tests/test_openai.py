@@ -1,0 +1,112 @@
+"""The OpenAI wire format: whole answers, chunks, usage, and what is refused by name."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
+from nanochat_serve.testing import ScriptedBackend
+
+ANSWER = [
+    TextDelta("Zwölf "),
+    ToolCall("6+6", "12"),
+    TextDelta("😀"),
+    Finished(reason="length", prompt_tokens=3, completion_tokens=2),
+]
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def post(backend, body, **settings):
+    async def session():
+        async with TestClient(TestServer(create_app(backend, ServerSettings(**settings)))) as client:
+            response = await client.post("/v1/chat/completions", json=body)
+            return response.status, await response.text()
+
+    return asyncio.run(session())
+
+
+def ask(content="Hi", **fields):
+    return {"model": "any", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def test_a_whole_answer():
+    backend = ScriptedBackend(ANSWER)
+    status, text = post(backend, ask([{"type": "text", "text": "Hi"}], max_completion_tokens=7, temperature=0))
+    answer = json.loads(text)
+    assert status == 200
+    assert (answer["object"], answer["model"], answer["usage"]) == ("chat.completion", "nanochat", USAGE)
+    (choice,) = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Zwölf 😀"}
+    assert choice["finish_reason"] == "length"
+    (request,) = backend.requests
+    assert (request.messages[0]["content"], request.max_tokens, request.temperature) == ("Hi", 7, 0.0)
+
+
+def test_chunks_share_an_id_and_end_with_done():
+    body = ask(stream=True, stream_options={"include_usage": True})
+    status, text = post(ScriptedBackend(ANSWER), body)
+    *lines, done, rest = text.split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert (status, done, rest) == (200, "data: [DONE]", "")
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == "Zwölf 😀"
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], USAGE)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], "body"),
+        (ask(tools=[{"type": "function"}]), "tools"),
+        (ask(logprobs=True), "logprobs"),
+        (ask(n=2), "n"),
+        (ask(top_p=0.5), "top_p"),
+        (ask(response_format={"type": "json_object"}), "response_format"),
+        (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
+        (ask(None), "messages[0].content"),
+        ({"model": "any"}, "messages"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_by_name(body, field):
+    status, text = post(ScriptedBackend(), body)
+    assert (status, json.loads(text)["error"]["param"]) == (400, field)
+
+
+def test_unknown_fields_are_ignored_and_developers_speak_as_the_system():
+    backend = ScriptedBackend()
+    messages = [{"role": "developer", "content": "Be brief."}, *ask()["messages"]]
+    status, _ = post(backend, {"messages": messages, "metadata": {}, "user": "x", "top_p": 1.0})
+    assert (status, backend.requests[0].messages[0]["role"]) == (200, "system")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_before_the_first_token_have_a_status(stream):
+    status, text = post(ScriptedBackend([ContextLengthError(300, 256)]), ask(stream=stream))
+    assert (status, json.loads(text)["error"]["type"]) == (400, "context_length_exceeded")
+    status, text = post(ScriptedBackend([RuntimeError("secret")]), ask(stream=stream))
+    assert status == 500
+    assert "secret" not in text
+    status, _ = post(ScriptedBackend(ready=False), ask(stream=stream))
+    assert status == 503
+
+
+def test_a_stream_that_breaks_says_so_without_done():
+    _, text = post(ScriptedBackend([TextDelta("a"), RuntimeError("secret")]), ask(stream=True))
+    assert '"error"' in text
+    assert "[DONE]" not in text
+    assert "secret" not in text
+
+
+def test_models_and_the_key():
+    async def session():
+        app = create_app(ScriptedBackend(), ServerSettings(api_key="sesame", model_name="d4"))
+        async with TestClient(TestServer(app)) as client:
+            refused = await client.get("/v1/models")
+            listed = await client.get("/v1/models", headers={"Authorization": "Bearer sesame"})
+            unkeyed = await client.post("/v1/chat/completions", json=ask())
+            return refused.status, (await listed.json())["data"][0]["id"], unkeyed.status
+
+    assert asyncio.run(session()) == (401, "d4", 401)
