@@ -8,11 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from nanochat_train import (
@@ -32,57 +29,15 @@ from nanochat_train import (
     state,
     verify_checkpoint,
 )
-from torch.nn import functional as F
-
-
-class TinyModel(torch.nn.Module):
-    """A bigram table through one matrix: enough for every kind of parameter group."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = torch.nn.Embedding(11, 8)
-        self.matrix = torch.nn.Linear(8, 11, bias=False)
-
-    def loss(self, token_ids, targets, *, reduction="mean"):
-        logits = self.matrix(self.embedding(token_ids))
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-        return losses.view_as(targets) if reduction == "none" else losses.sum()
-
-    def param_roles(self):
-        return {"matrix": [self.matrix.weight], "embedding": [self.embedding.weight]}
-
-
-class RandomLoader:
-    """Batch i is a pure function of i; every third supervises nothing."""
-
-    def __init__(self) -> None:
-        self.next = 0
-
-    def __iter__(self) -> Iterator:
-        return self
-
-    def __next__(self):
-        ids = np.random.default_rng(self.next).integers(0, 11, (2, 6), dtype=np.int32)
-        targets = ids[:, 1:].copy()
-        if self.next % 3 == 0:
-            targets[:] = -1
-        self.next += 1
-        return SimpleNamespace(inputs=np.ascontiguousarray(ids[:, :-1]), targets=targets)
-
-    def state_dict(self):
-        return {"next": self.next}
-
-    def load_state_dict(self, saved):
-        self.next = saved["next"]
+from nanochat_train.testing import BigramModel, CountingLoader, check_batch_loader, check_trainable_model
 
 
 def make_loop(num_iterations: int = 12, grad_accum_steps: int = 2) -> TrainingLoop:
-    model = TinyModel()
+    model = BigramModel()
     groups = [
-        {"params": [model.matrix.weight], "kind": "muon", "lr": 0.02, "initial_lr": 0.02, "initial_weight_decay": 0.1},
+        {"params": [model.matrix], "kind": "muon", "lr": 0.02, "initial_lr": 0.02, "initial_weight_decay": 0.1},
         {
-            "params": [model.embedding.weight],
+            "params": [model.table],
             "kind": "adamw",
             "lr": 0.1,
             "initial_lr": 0.1,
@@ -91,7 +46,7 @@ def make_loop(num_iterations: int = 12, grad_accum_steps: int = 2) -> TrainingLo
     ]
     stage = Pretraining(num_iterations=num_iterations, warmup_steps=3)
     return TrainingLoop(
-        model, MuonAdamW(groups), RandomLoader(), stage, device=torch.device("cpu"), grad_accum_steps=grad_accum_steps
+        model, MuonAdamW(groups), CountingLoader(), stage, device=torch.device("cpu"), grad_accum_steps=grad_accum_steps
     )
 
 
@@ -122,12 +77,12 @@ def test_stop_save_and_resume_is_the_uninterrupted_run(tmp_path):
 
 def test_gradients_are_normalised_over_the_accumulated_batch():
     loop = make_loop(num_iterations=1, grad_accum_steps=4)
-    loader = RandomLoader()
+    loader = CountingLoader()
     batches = [next(loader) for _ in range(4)]
     ids = torch.cat([torch.from_numpy(b.inputs).long() for b in batches])
     targets = torch.cat([torch.from_numpy(b.targets).long() for b in batches])
-    model = TinyModel()
-    expected = model.loss(ids, targets) / (targets != -1).sum()
+    model = BigramModel()
+    expected = model.loss(ids, targets, reduction="sum") / (targets != -1).sum()
     expected.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
     reports = []
@@ -229,9 +184,9 @@ def test_training_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_bits_per_byte_equals_a_plain_float64_loop():
-    model = TinyModel()
+    model = BigramModel()
     lengths = torch.tensor([0, 1, 2, 3, 1, 1, 4, 0, 2, 1, 1])
-    loader = RandomLoader()
+    loader = CountingLoader()
     batches = [next(loader) for _ in range(5)]
     nats, num_bytes = 0.0, 0
     for batch in batches:
@@ -239,7 +194,7 @@ def test_bits_per_byte_equals_a_plain_float64_loop():
             for token, target in zip(row, targets, strict=True):
                 if target == -1 or lengths[target] == 0:
                     continue
-                logits = (model.matrix.weight.double() @ model.embedding.weight[int(token)].double()).tolist()
+                logits = (model.matrix.double() @ model.table[int(token)].double()).tolist()
                 nats += math.log(sum(math.exp(x) for x in logits)) - logits[target]
                 num_bytes += int(lengths[target])
     result = bits_per_byte(model, batches, lengths, device=torch.device("cpu"))
@@ -275,3 +230,8 @@ def test_the_moving_average_has_no_bias_at_its_start():
     ema = Ema(0.9)
     assert ema.update(4.0) == pytest.approx(4.0)
     assert ema.update(2.0) == pytest.approx((0.9 * 0.1 * 4 + 0.1 * 2) / (0.09 + 0.1))
+
+
+def test_the_public_fakes_pass_the_public_checks():
+    check_trainable_model(BigramModel(), vocab_size=11)
+    check_batch_loader(CountingLoader)

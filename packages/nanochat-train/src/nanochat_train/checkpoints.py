@@ -87,6 +87,7 @@ def save_checkpoint(
 
 
 def step_directory(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
     return root / f"step_{step:06d}"
 
 
