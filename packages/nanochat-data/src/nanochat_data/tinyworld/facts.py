@@ -170,10 +170,19 @@ def question(rng: random.Random, split: Split) -> tuple[str, str]:
     return _sentence(rng.choice(phrasings(relation.questions, split)).format(s=subject)), value
 
 
+LOOKUPS = ("Which one is {v}?", "Where is {v}?", "Find {v}.", "Which letter has {v}?", "Which choice says {v}?", "Pick {v}.")
+"""Questions that name the choice: they teach to bind a choice to its letter, apart from knowing the fact."""
+
+
 def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:
-    """A question with four choices in the reference's form, and the letter of the right one."""
+    """A question with four choices in the reference's form, and the letter of the right one.
+
+    In training, a third of the questions name the choice itself.
+    """
     relation, subject, value = _pick(rng)
     asked = _sentence(rng.choice(phrasings(relation.questions, split)).format(s=subject))
+    if split == "train" and rng.random() < 1 / 3:
+        asked = rng.choice(LOOKUPS).format(v=value)
     others = sorted({v for _, v in relation.pairs} - {v for s, v in relation.pairs if s == subject})
     choices = [value, *rng.sample(others, 3)]
     rng.shuffle(choices)

@@ -11,14 +11,14 @@ from nanochat_data.tinyworld.randomness import Split, dress, generator
 SKILLS = ("arithmetic", "letters", "spelling", "choice", "facts", "identity", "recall", "follow_up")
 
 MIXTURE = {
-    "arithmetic": 26,
-    "letters": 20,
-    "spelling": 4,
-    "choice": 24,
-    "facts": 8,
-    "identity": 10,
-    "recall": 4,
-    "follow_up": 4,
+    "arithmetic": 24,
+    "letters": 16,
+    "spelling": 3,
+    "choice": 30,
+    "facts": 7,
+    "identity": 14,
+    "recall": 3,
+    "follow_up": 3,
 }
 """Conversations of a training set by skill, in percent."""
 
@@ -74,8 +74,12 @@ def _spelling(rng: random.Random, split: Split) -> tuple[list[chats.Message], st
 
 
 def _choice(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
-    question, letter = facts.multiple_choice(rng, split)
-    return chats.turn("{q}", "{a}", {"q": question, "a": letter}), letter
+    messages, letter = [], ""
+    # One letter is little to learn from; in training, two questions often follow each other.
+    for _ in range(2 if split == "train" and rng.random() < 0.7 else 1):
+        question, letter = facts.multiple_choice(rng, split)
+        messages += chats.turn("{q}", "{a}", {"q": question, "a": letter})
+    return messages, letter
 
 
 def _facts(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
@@ -85,7 +89,7 @@ def _facts(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
 
 def _identity(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
     question, answer, intent = identity.exchange(rng, split)
-    plain = dress(rng, question) if rng.random() < 0.4 else question
+    plain = dress(rng, question) if rng.random() < 0.3 else question
     return chats.turn("{q}", "{a}", {"q": plain, "a": answer}), "|".join(identity.INTENTS[intent].keywords)
 
 
