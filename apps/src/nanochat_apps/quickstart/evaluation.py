@@ -54,7 +54,8 @@ def evaluate(engine: Engine, *, num_questions: int, seed: int) -> list[Score]:
             {"skill": skill, "answer": q["answer"], "messages": [{"role": "user", "content": q["question"]}]}
             for q in strangers[skill][:num_questions]
         ]
-        scores.append(score(engine, f"a stranger's: {name}", items))
+        if items:
+            scores.append(score(engine, f"a stranger's: {name}", items))
     return scores
 
 
