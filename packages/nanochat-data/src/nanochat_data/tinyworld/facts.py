@@ -170,7 +170,14 @@ def question(rng: random.Random, split: Split) -> tuple[str, str]:
     return _sentence(rng.choice(phrasings(relation.questions, split)).format(s=subject)), value
 
 
-LOOKUPS = ("Which one is {v}?", "Where is {v}?", "Find {v}.", "Which letter has {v}?", "Which choice says {v}?", "Pick {v}.")
+LOOKUPS = (
+    "Which one is {v}?",
+    "Where is {v}?",
+    "Find {v}.",
+    "Which letter has {v}?",
+    "Which choice says {v}?",
+    "Pick {v}.",
+)
 """Questions that name the choice: they teach to bind a choice to its letter, apart from knowing the fact."""
 
 
