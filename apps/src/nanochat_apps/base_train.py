@@ -151,6 +151,8 @@ def pretrain(settings: Settings) -> bool:
             meta={
                 "settings": settings_as_json(settings),
                 "lr_scale": recipe.lr_scale,
+                "total_batch_size": recipe.total_batch_size,
+                "device_batch_size": rows,
                 "data_fingerprints": {"train": train_source.fingerprint, "val": val_source.fingerprint},
             },
             total_steps=recipe.num_iterations,

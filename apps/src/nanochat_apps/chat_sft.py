@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -13,6 +14,8 @@ from nanochat_apps import cli, device, paths
 
 if TYPE_CHECKING:
     from nanochat_data import Task
+    from nanochat_model import GPT
+    from nanochat_train import MuonAdamW
 
 HELD_OUT_SHARE = 20
 HELD_OUT_MOST = 200
@@ -68,52 +71,26 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     from nanochat_data import ConversationLoader, Prefetcher
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
-    from nanochat_train import (
-        FineTuning,
-        MuonAdamW,
-        Rates,
-        TrainingLoop,
-        bits_per_byte,
-        load_meta,
-        load_training_state,
-        param_groups,
-        state,
-        verify_checkpoint,
-    )
+    from nanochat_train import FineTuning, TrainingLoop, bits_per_byte, load_meta, verify_checkpoint
 
     from nanochat_apps.training_run import TrainingRun, maybe_compiled, resume, settings_as_json
 
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     verify_checkpoint(base)
-    base_settings: dict[str, Any] = load_meta(base)["settings"]
+    base_meta = load_meta(base)
     where = device.choose_device(settings.device_type)
     dtype = device.choose_dtype(where, settings.dtype)
     tokenizer = Tokenizer.load(base / "tokenizer")
     model = load_model(base, device=where, dtype=dtype)
     T = model.config.sequence_len
-    total = settings.total_batch_size or base_settings["total_batch_size"] or base_settings["device_batch_size"] * T
-    rows = min(settings.device_batch_size or base_settings["device_batch_size"], max(1, total // T))
+    total: int = settings.total_batch_size or base_meta["total_batch_size"]
+    rows: int = min(settings.device_batch_size or base_meta["device_batch_size"], max(1, total // T))
     num_held_out = min(len(task) // HELD_OUT_SHARE, HELD_OUT_MOST)
     train_task, val_task = task[: len(task) - num_held_out], task[len(task) - num_held_out :]
     render = partial(render_conversation, tokenizer, max_tokens=None)
     make_loader = partial(ConversationLoader, pad_id=tokenizer.bos_id, batch_size=rows, sequence_len=T)
     print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
 
-    groups = param_groups(
-        model.param_roles(),
-        n_embd=model.config.n_embd,
-        rates=Rates(
-            unembedding=base_settings["unembedding_lr"],
-            embedding=base_settings["embedding_lr"],
-            matrix=base_settings["matrix_lr"],
-            scalar=base_settings["scalar_lr"],
-        ),
-        lr_scale=1.0,
-        weight_decay=0.0,
-    )
-    optimizer = MuonAdamW(groups, compute_dtype=dtype)
-    if settings.warm_optimizer and (base / "training").is_dir():
-        state.restore_optimizer(optimizer, load_training_state(base))
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
 
@@ -124,7 +101,7 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=settings.num_iterations or 10**6),
-            optimizer,
+            make_optimizer(model, base, base_meta, warm=settings.warm_optimizer),
             prefetched,
             FineTuning(
                 progress=lambda: prefetched.progress,
@@ -158,6 +135,24 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     if loader.num_cut:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
+
+
+def make_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], *, warm: bool) -> MuonAdamW:
+    """With the base run's rates, not scaled by the batch, and if `warm` with its moments."""
+    from nanochat_train import MuonAdamW, Rates, load_training_state, param_groups, state
+
+    flags = base_meta["settings"]
+    rates = Rates(
+        unembedding=flags["unembedding_lr"],
+        embedding=flags["embedding_lr"],
+        matrix=flags["matrix_lr"],
+        scalar=flags["scalar_lr"],
+    )
+    groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
+    optimizer = MuonAdamW(groups, compute_dtype=model.compute_dtype)
+    if warm and (base / "training").is_dir():
+        state.restore_optimizer(optimizer, load_training_state(base))
+    return optimizer
 
 
 def main() -> None:
