@@ -5,49 +5,99 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from nanochat_data.tinyworld.randomness import Split, draw, phrasings
+from nanochat_data.tinyworld.randomness import Split, draw, framed, phrasings
 from nanochat_data.tinyworld.words import NAMES, THINGS
 
-SYMBOLIC = (
-    "What is {a} {op} {b}?", "{a} {op} {b}", "Calculate {a} {op} {b}.", "{a}{op}{b}", "Compute {a}{op}{b}.", "How much is {a} {op} {b}?",
-    "{a} {op} {b} = ?", "What does {a} {op} {b} equal?", "Work out {a} {op} {b}.", "Solve {a} {op} {b}.", "What's {a}{op}{b}?",
-    "Find the value of {a} {op} {b}.", "Give me the result of {a} {op} {b}.", "Evaluate {a} {op} {b}.", "{a}{op}{b}=",
-    "I need the answer to {a} {op} {b}.", "Could you calculate {a} {op} {b}?", "Do you know what {a} {op} {b} is?",
+FRAMES = (
+    "What is {}?", "What's {}?", "{}", "{}?", "How much is {}?", "Calculate {}.", "Compute {}.", "Work out {}.", "Find {}.", "Tell me {}.", "Give me {}.",
+    "Solve {}.", "Evaluate {}.", "What does {} equal?", "What does {} come to?", "{} is what?", "{} makes what?", "Find the value of {}.", "What is the result of {}?",
+    "I need the answer to {}.", "Could you calculate {}?", "Can you work out {}?", "Do you know what {} is?", "Please tell me what {} is.", "I would like to know {}.",
 )  # fmt: skip
+"""Ways to ask for a value."""
+SYMBOLIC = (
+    *framed(FRAMES, ("{a} {op} {b}", "{a}{op}{b}")),
+    "{a} {op} {b} = ?",
+    "{a}{op}{b}=",
+    "{a} {op} {b} =",
+    "{a}{op}{b}=?",
+)
+SIGNS = {"+": "+", "-": "-", "*": "***x×", "/": "///÷"}
+"""How an operator is written in a question."""
 
 WORDED = {
     "+": (
-        "What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "How much is {a} plus {b}?", "{a} plus {b}",
-        "What do you get when you add {b} to {a}?", "Add {b} to {a}.", "What is {a} and {b} together?", "Calculate the sum of {a} and {b}.",
-        "If I add {a} and {b}, what do I get?", "Find the total of {a} and {b}.", "Increase {a} by {b}.", "What is {b} more than {a}?",
-        "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?", "There are {a} {t} in one box and {b} in another. How many {t} are there in all?",
-        "{n} finds {a} {t} in the morning and {b} in the evening. How many is that together?", "A shop sells {a} {t} on Monday and {b} on Tuesday. How many {t} were sold?",
-        "{n} had {a} {t}, then bought {b} more. How many {t} now?",
+        *framed(FRAMES, ("{a} plus {b}", "the sum of {a} and {b}", "{a} and {b} together", "{b} more than {a}", "{a} added to {b}", "the total of {a} and {b}")),
+        "Add {a} and {b}.", "Add {b} to {a}.", "Add {a} to {b}.", "Sum {a} and {b}.", "Add up {a} and {b}.", "Increase {a} by {b}.", "What do you get when you add {b} to {a}?",
+        "If I add {a} and {b}, what do I get?", "What comes out if I add {a} and {b}?", "Put {a} and {b} together: how many?", "{a} and {b} make how many?",
     ),
     "-": (
-        "What is {a} minus {b}?", "Subtract {b} from {a}.", "What is the difference between {a} and {b}?", "Take {b} away from {a}.", "{a} minus {b}",
-        "How much is {a} minus {b}?", "What is {a} take away {b}?", "What is left of {a} after you take away {b}?", "Decrease {a} by {b}.",
-        "What is {b} less than {a}?", "How much more is {a} than {b}?", "If I take {b} from {a}, what is left?", "Calculate {a} minus {b}.",
-        "{n} has {a} {t} and gives away {b}. How many {t} are left?", "There were {a} {t}, and {b} got lost. How many {t} are left?",
-        "{n} had {a} {t} and used {b} of them. How many remain?", "Out of {a} {t}, {b} are sold. How many {t} remain?",
-        "{n} picked {a} {t} but {b} fell down. How many {t} does {n} still have?",
+        *framed(FRAMES, ("{a} minus {b}", "the difference between {a} and {b}", "{a} take away {b}", "{b} less than {a}", "{a} less {b}", "{b} subtracted from {a}")),
+        "Subtract {b} from {a}.", "Take {b} away from {a}.", "Take {b} from {a}.", "Decrease {a} by {b}.", "Reduce {a} by {b}.", "What is left of {a} after you take away {b}?",
+        "How much more is {a} than {b}?", "How much bigger is {a} than {b}?", "If I take {b} from {a}, what is left?", "What do you get if you subtract {b} from {a}?",
+        "What remains if I take {b} from {a}?",
     ),
     "*": (
-        "What is {a} times {b}?", "Multiply {a} by {b}.", "What is the product of {a} and {b}?", "{a} times {b}", "How much is {a} times {b}?",
-        "Multiply {a} and {b}.", "What is {a} multiplied by {b}?", "What do you get if you multiply {a} by {b}?", "Calculate {a} times {b}.",
-        "Find the product of {a} and {b}.", "What is {a} x {b}?", "{a} x {b}", "{a} groups of {b} make how many?",
-        "{n} has {a} boxes with {b} {t} in each. How many {t} are there?", "There are {a} rows of {b} {t}. How many {t} is that in all?",
-        "{a} children get {b} {t} each. How many {t} are needed?", "Each of {a} bags holds {b} {t}. How many {t} are in the bags?",
-        "{n} buys {a} packs of {b} {t}. How many {t} is that?",
+        *framed(FRAMES, ("{a} times {b}", "{a} multiplied by {b}", "the product of {a} and {b}", "{a} groups of {b}")),
+        "Multiply {a} by {b}.", "Multiply {a} and {b}.", "Multiply {a} with {b}.", "{a} groups of {b} make how many?", "What do you get if you multiply {a} by {b}?",
+        "If I multiply {a} by {b}, what do I get?", "What comes out if I multiply {a} and {b}?",
     ),
     "/": (
-        "What is {a} divided by {b}?", "Divide {a} by {b}.", "{a} divided by {b}", "How much is {a} divided by {b}?", "Split {a} into {b} equal parts.",
-        "How many times does {b} go into {a}?", "What is the quotient of {a} and {b}?", "Calculate {a} divided by {b}.", "What do you get if you divide {a} by {b}?",
-        "How often does {b} fit into {a}?", "If I split {a} by {b}, what do I get?", "What is {a} over {b}?", "Share {a} equally among {b}.",
-        "{n} shares {a} {t} equally among {b} friends. How many {t} does each get?", "{a} {t} are packed into {b} boxes. How many {t} are in each box?",
-        "{b} children share {a} {t} equally. How many does each child get?", "{n} puts {a} {t} into {b} equal piles. How many {t} are in a pile?",
-        "{a} {t} are divided among {b} people. How many does each person get?",
+        *framed(FRAMES, ("{a} divided by {b}", "{a} over {b}", "the quotient of {a} and {b}")),
+        "Divide {a} by {b}.", "Split {a} into {b} equal parts.", "Split {a} into {b} equal groups. How big is each?", "How many times does {b} go into {a}?", "How often does {b} fit into {a}?",
+        "How many times does {b} fit in {a}?", "What do you get if you divide {a} by {b}?", "If I split {a} by {b}, what do I get?", "If I divide {a} by {b}, what do I get?",
+        "Share {a} equally among {b}.", "How many {b}s are in {a}?",
     ),
+}  # fmt: skip
+
+GAINS = ("gets", "buys", "finds", "collects", "picks up", "receives", "wins", "is given", "makes", "earns", "adds")
+LOSSES = (
+    "gives away",
+    "loses",
+    "eats",
+    "sells",
+    "breaks",
+    "drops",
+    "uses",
+    "throws away",
+    "spends",
+    "lends out",
+    "hides",
+)
+IN_ALL = ("How many {t} are there in all?", "How many {t} is that in all?", "How many {t} are there in total?", "How many {t} is that?", "What is the total?",
+          "What is the total number of {t}?", "How many {t} altogether?")  # fmt: skip
+NOW = (
+    "How many {t} does {n} have now?",
+    "How many {t} does {n} have in all?",
+    "How many {t} does {n} have?",
+    "How many {t} are there now?",
+    "How many does {n} have in total?",
+)
+LEFT = ("How many {t} are left?", "How many {t} does {n} have left?", "How many {t} remain?", "How many {t} does {n} still have?", "How many are left?", "How many {t} does {n} have now?",
+        "How many does {n} have left?")  # fmt: skip
+STORIES = {
+    "+": framed([f"{{}} {end}" for end in NOW], [
+        *(f"{{n}} has {{a}} {{t}} and {verb} {{b}} more." for verb in GAINS), *(f"{{n}} has {{a}} {{t}}. Then {{n}} {verb} {{b}} more {{t}}." for verb in GAINS),
+        "{n} had {a} {t}, then got {b} more.", "{n} had {a} {t} and bought {b} more.", "{n} had {a} {t}. A friend gave {n} {b} more.", "{n} found {a} {t} in the morning and {b} in the evening.",
+    ]) + framed([f"{{}} {end}" for end in IN_ALL], [
+        "There are {a} {t} in one box and {b} in another.", "A shop sells {a} {t} on Monday and {b} on Tuesday.", "{n} finds {a} {t} in the morning and {b} in the evening.",
+        "There are {a} {t} on the table and {b} {t} on the floor.", "A shop has {a} {t} and gets {b} more.", "One child has {a} {t}, another has {b}.",
+    ]),
+    "-": framed([f"{{}} {end}" for end in LEFT], [
+        *(f"{{n}} has {{a}} {{t}} and {verb} {{b}}." for verb in LOSSES), *(f"{{n}} has {{a}} {{t}}. {{n}} {verb} {{b}} of them." for verb in LOSSES),
+        "{n} had {a} {t} and used {b} of them.", "{n} had {a} {t} and gave away {b}.", "{n} had {a} {t} and lost {b}.", "{n} picked {a} {t} but {b} fell down.", "{n} gave {b} of {a} {t} to a friend.",
+        "There were {a} {t} at the house of {n}, and {b} got lost.", "Out of {a} {t} that {n} has, {b} are sold.",
+    ]),
+    "*": framed([f"{{}} {end}" for end in IN_ALL], [
+        *(f"{{n}} has {{a}} {box} with {{b}} {{t}} in each." for box in ("boxes", "bags", "baskets", "jars")), "There are {a} rows of {b} {t}.", "There are {a} boxes with {b} {t} each.",
+        "Each of {a} bags holds {b} {t}.", "{n} buys {a} packs of {b} {t}.", "{a} children get {b} {t} each.", "A box holds {b} {t}. {n} has {a} boxes.", "{n} makes {b} {t} a day for {a} days.",
+        "One pack has {b} {t}. {n} buys {a} packs.", "{a} people bring {b} {t} each.",
+    ]),
+    "/": framed([f"{{}} {end}" for end in ("How many {t} does each get?", "How many does each get?", "How many {t} for each?", "How many {t} does each one have?", "How many {t} per person?")], [
+        "{n} shares {a} {t} equally among {b} friends.", "{b} children share {a} {t} equally.", "{a} {t} are divided among {b} people.", "{n} gives {a} {t} to {b} friends in equal parts.",
+        "{n} splits {a} {t} between {b} children.",
+    ]) + framed([f"{{}} {end}" for end in ("How many {t} are in each?", "How many are in each?", "How many {t} does each hold?", "How many {t} go into each?", "How many {t} are in one?")], [
+        "{a} {t} are packed into {b} boxes.", "{n} puts {a} {t} into {b} equal piles.", "{n} fills {b} bags with {a} {t}.", "{a} {t} fit into {b} baskets.",
+    ]),
 }  # fmt: skip
 
 TWO_STEPS = (
@@ -83,8 +133,9 @@ def problem(rng: random.Random, split: Split) -> Problem:
 def one_step(rng: random.Random, split: Split) -> Problem:
     op = rng.choice("++--**/")
     a, _, b = draw(lambda: _operands(rng, op), split)
-    templates = phrasings(SYMBOLIC if rng.random() < 0.35 else WORDED[op], rng.choice(("train", split)))
-    question = rng.choice(templates).format(a=a, b=b, op=op, n=rng.choice(NAMES), t=rng.choice(THINGS))
+    templates = phrasings(rng.choice((SYMBOLIC, WORDED[op], STORIES[op])), rng.choice(("train", split)))
+    sign = rng.choice(SIGNS[op])
+    question = rng.choice(templates).format(a=a, b=b, op=sign, n=rng.choice(NAMES), t=rng.choice(THINGS))
     value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[op]
     return Problem(question, f"{a}{op}{b}", str(value))
 

@@ -177,23 +177,55 @@ LOOKUPS = (
     "Which letter has {v}?",
     "Which choice says {v}?",
     "Pick {v}.",
+    "Which is {v}?",
 )
 """Questions that name the choice: they teach to bind a choice to its letter, apart from knowing the fact."""
+READINGS = (
+    "What does {l} say?",
+    "What is {l}?",
+    "Read {l}.",
+    "Which one is {l}?",
+    "What stands at {l}?",
+    "Say what {l} is.",
+    "And {l}?",
+)
+"""The way back: from a letter to its choice."""
 
 
 def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:
-    """A question with four choices in the reference's form, and the letter of the right one.
+    """A question with four choices in the reference's form, and the letter of the right one."""
+    relation, subject, value = _pick(rng)
+    choices = _choices(rng, relation, subject, value)
+    asked = _sentence(rng.choice(phrasings(relation.questions, split)).format(s=subject))
+    return render_choices(asked, choices), LETTERS[choices.index(value)]
 
-    In training, a third of the questions name the choice itself.
+
+def choice_lesson(rng: random.Random) -> list[tuple[str, str]]:
+    """A multiple-choice question and a few short ones about the same choices, with their answers.
+
+    A letter alone is little to learn from: the short questions teach where each choice and its letter stand.
     """
     relation, subject, value = _pick(rng)
-    asked = _sentence(rng.choice(phrasings(relation.questions, split)).format(s=subject))
-    if split == "train" and rng.random() < 1 / 3:
+    choices = _choices(rng, relation, subject, value)
+    asked = _sentence(rng.choice(phrasings(relation.questions, "train")).format(s=subject))
+    if rng.random() < 0.5:
         asked = rng.choice(LOOKUPS).format(v=value)
+    turns = [(render_choices(asked, choices), LETTERS[choices.index(value)])]
+    for choice in rng.sample(choices, rng.randint(0, 3)):
+        letter = LETTERS[choices.index(choice)]
+        if rng.random() < 0.7:
+            turns.append((rng.choice(LOOKUPS).format(v=choice), letter))
+        else:
+            turns.append((rng.choice(READINGS).format(l=letter), f"{_sentence(choice)}."))
+    return turns
+
+
+def _choices(rng: random.Random, relation: Relation, subject: str, value: str) -> list[str]:
+    """The right value and three that are wrong, in any order."""
     others = sorted({v for _, v in relation.pairs} - {v for s, v in relation.pairs if s == subject})
     choices = [value, *rng.sample(others, 3)]
     rng.shuffle(choices)
-    return render_choices(asked, choices), LETTERS[choices.index(value)]
+    return choices
 
 
 def render_choices(asked: str, choices: list[str]) -> str:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import random
 
-from nanochat_data.tinyworld.randomness import Split, draw, phrasings
+from nanochat_data.tinyworld.randomness import Split, draw, framed, phrasings
 from nanochat_data.tinyworld.words import quoted, word
 
+ASKING = (
+    "Can you tell me {}?",
+    "Tell me {}.",
+    "Do you know {}?",
+    "I want to know {}.",
+    "Say {}.",
+    "Find out {}.",
+    "Could you say {}?",
+)
 COUNTING = (
     "How many {x} are in {w}?", "How many times does {x} appear in {w}?", "Count the {x} in {w}.", "How many {x}'s are in {w}?",
     "How many letters {x} are in the word {w}?", "Count the letter {x} in {w}.", "How often does {x} appear in {w}?",
@@ -18,7 +27,12 @@ COUNTING = (
     "Find the number of {x} in the word {w}.", "In {w}, count the {x}.", "How many times does the letter {x} occur in {w}?",
     "What is the count of {x} in {w}?", "Can you count the {x} in {w}?", "How many {x} letters are in {w}?", "{w}: how many {x}?",
     "I want to know how many {x} are in {w}.", "How many times will I find {x} in {w}?", "Say how many {x} there are in {w}.",
-    "Could you tell me how many {x} the word {w} contains?", "How many {x}s are in {w}?", "How many {x}s in {w}?", "How many {x} in {w}?",
+    "Could you tell me how many {x} the word {w} contains?", "How many {x}s are in {w}?", "How many {x}s in {w}?", "How many {x} in {w}?", "How many times can you find {x} in {w}?", "How often can you see {x} in {w}?", "How many {x} can you find in {w}?",
+    "Please count the {x} in {w}.", "Count all the {x} in {w}.", "In {w}, how often does {x} appear?", "How many times is the letter {x} in {w}?",
+    *framed(ASKING, (
+        "how many {x} are in {w}", "how many times {x} appears in {w}", "how often {x} occurs in {w}", "how many {x} there are in {w}", "how many {x} {w} has",
+        "how many {x} the word {w} contains", "how often the letter {x} is used in {w}", "the number of {x} in {w}", "how many times the letter {x} is in the word {w}",
+    )),
 )  # fmt: skip
 
 SPELLING = (

@@ -36,8 +36,15 @@ def draw(make: Callable[[], T], split: Split) -> T:
 
 def phrasings(templates: Sequence[str], split: Split) -> list[str]:
     """The phrasings of a split: every sixth is kept for test (at least one), the others are for training."""
+    templates = tuple(dict.fromkeys(templates))
     kept = {i for i in range(len(templates)) if i % KEPT_BACK == min(KEPT_BACK, len(templates)) - 1}
     return [t for i, t in enumerate(templates) if (i in kept) == (split == "test")]
+
+
+def framed(frames: Sequence[str], cores: Sequence[str]) -> tuple[str, ...]:
+    """Every core in every frame, which has `{}` for it. A number of frames prime to six spreads what is kept back."""
+    filled = (frame.replace("{}", core) for core in cores for frame in frames)
+    return tuple(text[0].upper() + text[1:] for text in filled)
 
 
 OPENINGS = (

@@ -11,12 +11,12 @@ from nanochat_data.tinyworld.randomness import Split, dress, generator
 SKILLS = ("arithmetic", "letters", "spelling", "choice", "facts", "identity", "recall", "follow_up")
 
 MIXTURE = {
-    "arithmetic": 24,
-    "letters": 16,
+    "arithmetic": 22,
+    "letters": 18,
     "spelling": 3,
-    "choice": 30,
-    "facts": 7,
-    "identity": 14,
+    "choice": 28,
+    "facts": 8,
+    "identity": 15,
     "recall": 3,
     "follow_up": 3,
 }
@@ -74,12 +74,9 @@ def _spelling(rng: random.Random, split: Split) -> tuple[list[chats.Message], st
 
 
 def _choice(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
-    messages, letter = [], ""
-    # One letter is little to learn from; in training, two questions often follow each other.
-    for _ in range(2 if split == "train" and rng.random() < 0.7 else 1):
-        question, letter = facts.multiple_choice(rng, split)
-        messages += chats.turn("{q}", "{a}", {"q": question, "a": letter})
-    return messages, letter
+    turns = facts.choice_lesson(rng) if split == "train" else [facts.multiple_choice(rng, split)]
+    messages = [message for q, a in turns for message in chats.turn("{q}", "{a}", {"q": q, "a": a})]
+    return messages, turns[-1][1].rstrip(".")
 
 
 def _facts(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
