@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from itertools import islice
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, paths
+from nanochat_apps import cli, device, distributed, paths
 
 if TYPE_CHECKING:
     import torch
+    from nanochat_data import TextSource, TokenCache
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Recipe
+    from nanochat_train import Recipe, World
+
+    from nanochat_apps.planner import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +47,8 @@ class Settings:
     target_flops: float | None = None
     target_param_data_ratio: float = 12.0
     """Tokens of the horizon per scaling parameter."""
-    device_batch_size: int = 32
-    """Rows of a micro-batch; fewer where the total batch has fewer."""
+    device_batch_size: int | None = None
+    """Rows of a rank's micro-batch; default: the most that fit in memory, 32 at most."""
     total_batch_size: int | None = None
     """Tokens of an optimizer step; default: from the horizon."""
     embedding_lr: float = 0.3
@@ -57,6 +61,8 @@ class Settings:
     final_lr_frac: float = 0.05
     packing: Literal["pack", "crop"] = "pack"
     """pack keeps all text; crop drops what does not fit, as the reference does."""
+    cache_tokens: bool = False
+    """Tokenise the corpus once, into token_cache/ under NANOCHAT_BASE_DIR, and read the tokens from there."""
     eval_every: int = 250
     """Steps between evaluations of validation bits per byte."""
     eval_tokens: int = 80 * 524_288
@@ -76,31 +82,41 @@ class Settings:
     """Compute dtype; default bfloat16 where the device is fast at it, else float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: for long runs, where there is a C++ compiler."""
+    plan: bool = False
+    """Only say what the run would be: sizes, memory and time."""
     seed: int = 42
 
 
 def train(settings: Settings) -> int:
     """Runs to the end or to a signal."""
+    if settings.plan:
+        show_plan(settings)
+        return 0
     return 0 if pretrain(settings) else cli.INTERRUPTED
 
 
 def pretrain(settings: Settings) -> bool:
     """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+    with distributed.joined(settings.device_type) as (world, where):
+        return _pretrain(settings, world, where)
+
+
+def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
     from nanochat_data import Prefetcher, PretrainLoader, open_text_source, validation_batches
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import MuonAdamW, Pretraining, TrainingLoop, bits_per_byte, param_groups
+    from nanochat_train import Pretraining, TrainingLoop, bits_per_byte, param_groups
 
-    from nanochat_apps.training_run import TrainingRun, maybe_compiled, resume, settings_as_json
+    from nanochat_apps.training_run import TrainingRun, make_optimizer, maybe_compiled, resume, settings_as_json
 
     train_source = open_text_source(settings.data, split="train", split_on=settings.split_on)
     val_source = open_text_source(settings.data, split="val", split_on=settings.split_on)
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
-    where = device.choose_device(settings.device_type)
     dtype = device.choose_dtype(where, settings.dtype)
     recipe, model = build(settings, tokenizer, where, dtype)
-    rows = batch_rows(settings, recipe)
-    describe(recipe, model, where, dtype)
+    rows = batch_rows(settings, recipe, model, where, world.size)
+    if world.is_main:
+        describe(recipe, model, where, dtype)
 
     stage = Pretraining(
         num_iterations=recipe.num_iterations,
@@ -115,29 +131,41 @@ def pretrain(settings: Settings) -> bool:
         lr_scale=recipe.lr_scale,
         weight_decay=recipe.weight_decay,
     )
+    corpus = cached(train_source, tokenizer, world) if settings.cache_tokens else train_source
     loader = PretrainLoader(
-        train_source,
+        corpus,
         tokenizer,
         batch_size=rows,
         sequence_len=settings.max_seq_len,
         seed=settings.seed,
+        rank=world.rank,
+        world_size=world.size,
         mode=settings.packing,
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
 
     def evaluate() -> float:
-        batches = validation_batches(val_source, tokenizer, batch_size=rows, sequence_len=settings.max_seq_len)
-        limited = islice(batches, max(1, settings.eval_tokens // (rows * settings.max_seq_len)))
-        return bits_per_byte(model, limited, torch.from_numpy(tokenizer.token_byte_lengths()), device=where).bpb
+        batches = validation_batches(
+            val_source,
+            tokenizer,
+            batch_size=rows,
+            sequence_len=settings.max_seq_len,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        limited = islice(batches, max(1, settings.eval_tokens // (rows * settings.max_seq_len * world.size)))
+        lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+        return bits_per_byte(model, limited, lengths, device=where, world=world).bpb
 
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=recipe.num_iterations),
-            MuonAdamW(groups, compute_dtype=dtype),
+            make_optimizer(groups, world, compute_dtype=dtype),
             prefetched,
             stage,
             device=where,
-            grad_accum_steps=recipe.total_batch_size // (rows * settings.max_seq_len),
+            grad_accum_steps=recipe.total_batch_size // (rows * settings.max_seq_len * world.size),
+            world=world,
         )
         root = paths.checkpoints_root("base") / (settings.model_tag or f"d{settings.depth}")
         if settings.resume_from_step is not None:
@@ -154,6 +182,7 @@ def pretrain(settings: Settings) -> bool:
                 "total_batch_size": recipe.total_batch_size,
                 "device_batch_size": rows,
                 "data_fingerprints": {"train": train_source.fingerprint, "val": val_source.fingerprint},
+                "val_shards": [shard.name for shard in val_source.shards],
             },
             total_steps=recipe.num_iterations,
             device=where,
@@ -163,6 +192,29 @@ def pretrain(settings: Settings) -> bool:
             keep_last=settings.keep,
         )
         return run.run()
+
+
+def cached(source: TextSource, tokenizer: Tokenizer, world: World) -> TokenCache:
+    """The corpus as tokens on disk; the first rank makes them where they are not there yet."""
+    from nanochat_data import build_token_cache
+
+    def report(done: int, total: int) -> None:
+        print(f"tokenised shard {done} of {total}", file=sys.stderr, flush=True)
+
+    def open_cache() -> TokenCache:
+        return build_token_cache(
+            source,
+            tokenizer,
+            paths.base_dir() / "token_cache",
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            on_shard=report,
+        )
+
+    if world.is_main:
+        open_cache()
+    world.barrier()
+    return open_cache()
 
 
 def build(settings: Settings, tokenizer: Tokenizer, where: torch.device, dtype: torch.dtype) -> tuple[Recipe, GPT]:
@@ -207,16 +259,43 @@ def build(settings: Settings, tokenizer: Tokenizer, where: torch.device, dtype: 
     return recipe, model.to(where)
 
 
-def batch_rows(settings: Settings, recipe: Recipe) -> int:
-    """Rows of a micro-batch: as asked, but no more than the whole batch has, and a divisor of it."""
-    total_rows, rest = divmod(recipe.total_batch_size, settings.max_seq_len)
-    rows = min(settings.device_batch_size, total_rows)
+def batch_rows(settings: Settings, recipe: Recipe, model: GPT, where: torch.device, num_ranks: int) -> int:
+    """Rows of a rank's micro-batch: as asked but no more than its share of the batch, or what the planner finds to fit."""
+    total_rows, rest = divmod(recipe.total_batch_size, settings.max_seq_len * num_ranks)
+    asked = settings.device_batch_size
+    rows = max(1, min(asked or 1, total_rows))
     if rest or total_rows % rows:
+        ranks = f" x {num_ranks} ranks" if num_ranks > 1 else ""
         raise cli.UsageError(
             f"--total-batch-size {recipe.total_batch_size} must be a multiple of "
-            f"--device-batch-size {rows} x --max-seq-len {settings.max_seq_len}"
+            f"--device-batch-size {rows} x --max-seq-len {settings.max_seq_len}{ranks}"
         )
-    return rows
+    return rows if asked else make_plan(settings, recipe, model, where, num_ranks).rows
+
+
+def make_plan(settings: Settings, recipe: Recipe, model: GPT, where: torch.device, num_ranks: int) -> Plan:
+    from nanochat_apps.planner import plan
+
+    return plan(
+        model,
+        total_batch_size=recipe.total_batch_size,
+        num_iterations=recipe.num_iterations,
+        num_ranks=num_ranks,
+        device=where,
+        rows=settings.device_batch_size,
+    )
+
+
+def show_plan(settings: Settings) -> None:
+    """The tables of the recipe and of memory and time, without touching data."""
+    from nanochat_tokenizer import Tokenizer
+
+    where = device.choose_device(settings.device_type)
+    dtype = device.choose_dtype(where, settings.dtype)
+    tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
+    recipe, model = build(settings, tokenizer, where, dtype)
+    describe(recipe, model, where, dtype)
+    print_table(make_plan(settings, recipe, model, where, num_ranks=int(os.environ.get("WORLD_SIZE", "1"))).table())
 
 
 def describe(recipe: Recipe, model: GPT, where: torch.device, dtype: torch.dtype) -> None:
@@ -226,8 +305,12 @@ def describe(recipe: Recipe, model: GPT, where: torch.device, dtype: torch.dtype
         f"{counts['total']:,} parameters on {where.type}, computing in {str(dtype).removeprefix('torch.')}",
         file=sys.stderr,
     )
-    for name, value, formula in recipe.table():
-        print(f"  {name:<22} {value:<22} {formula}", file=sys.stderr)
+    print_table(recipe.table())
+
+
+def print_table(rows: list[tuple[str, str, str]]) -> None:
+    for name, value, origin in rows:
+        print(f"  {name:<22} {value:<22} {origin}", file=sys.stderr)
 
 
 def main() -> None:

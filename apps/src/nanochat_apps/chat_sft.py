@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, paths
+from nanochat_apps import cli, device, distributed, paths
 
 if TYPE_CHECKING:
+    import torch
     from nanochat_data import Task
     from nanochat_model import GPT
-    from nanochat_train import MuonAdamW
+    from nanochat_train import MuonAdamW, World
 
 HELD_OUT_SHARE = 20
 HELD_OUT_MOST = 200
@@ -67,6 +68,11 @@ def train(settings: Settings) -> int:
 
 def fine_tune(settings: Settings, task: Task) -> bool:
     """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+    with distributed.joined(settings.device_type) as (world, where):
+        return _fine_tune(settings, task, world, where)
+
+
+def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
     import torch
     from nanochat_data import ConversationLoader, Prefetcher
     from nanochat_model import load_model
@@ -78,30 +84,38 @@ def fine_tune(settings: Settings, task: Task) -> bool:
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     verify_checkpoint(base)
     base_meta = load_meta(base)
-    where = device.choose_device(settings.device_type)
     dtype = device.choose_dtype(where, settings.dtype)
     tokenizer = Tokenizer.load(base / "tokenizer")
     model = load_model(base, device=where, dtype=dtype)
     T = model.config.sequence_len
     total: int = settings.total_batch_size or base_meta["total_batch_size"]
-    rows: int = min(settings.device_batch_size or base_meta["device_batch_size"], max(1, total // T))
+    rows: int = min(settings.device_batch_size or base_meta["device_batch_size"], max(1, total // (T * world.size)))
     num_held_out = min(len(task) // HELD_OUT_SHARE, HELD_OUT_MOST)
     train_task, val_task = task[: len(task) - num_held_out], task[len(task) - num_held_out :]
     render = partial(render_conversation, tokenizer, max_tokens=None)
-    make_loader = partial(ConversationLoader, pad_id=tokenizer.bos_id, batch_size=rows, sequence_len=T)
-    print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
+    make_loader = partial(
+        ConversationLoader,
+        pad_id=tokenizer.bos_id,
+        batch_size=rows,
+        sequence_len=T,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    if world.is_main:
+        print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
 
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
 
     def evaluate() -> float:
         batches = make_loader(val_task, render, num_epochs=1)
-        return bits_per_byte(model, batches, torch.from_numpy(tokenizer.token_byte_lengths()), device=where).bpb
+        lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+        return bits_per_byte(model, batches, lengths, device=where, world=world).bpb
 
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=settings.num_iterations or 10**6),
-            make_optimizer(model, base, base_meta, warm=settings.warm_optimizer),
+            base_optimizer(model, base, base_meta, world, warm=settings.warm_optimizer),
             prefetched,
             FineTuning(
                 progress=lambda: prefetched.progress,
@@ -111,7 +125,8 @@ def fine_tune(settings: Settings, task: Task) -> bool:
                 final_fraction=settings.final_lr_frac,
             ),
             device=where,
-            grad_accum_steps=max(1, total // (rows * T)),
+            grad_accum_steps=max(1, total // (rows * T * world.size)),
+            world=world,
         )
         root = paths.checkpoints_root("sft") / base.parent.name
         if settings.resume_from_step is not None:
@@ -132,14 +147,16 @@ def fine_tune(settings: Settings, task: Task) -> bool:
             progress=lambda: prefetched.progress,
         )
         finished = run.run()
-    if loader.num_cut:
+    if loader.num_cut and world.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
 
 
-def make_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], *, warm: bool) -> MuonAdamW:
+def base_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], world: World, *, warm: bool) -> MuonAdamW:
     """With the base run's rates, not scaled by the batch, and if `warm` with its moments."""
-    from nanochat_train import MuonAdamW, Rates, load_training_state, param_groups, state
+    from nanochat_train import Rates, load_training_state, param_groups, state
+
+    from nanochat_apps.training_run import make_optimizer
 
     flags = base_meta["settings"]
     rates = Rates(
@@ -149,7 +166,7 @@ def make_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], *, warm: b
         scalar=flags["scalar_lr"],
     )
     groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
-    optimizer = MuonAdamW(groups, compute_dtype=model.compute_dtype)
+    optimizer = make_optimizer(groups, world, compute_dtype=model.compute_dtype)
     if warm and (base / "training").is_dir():
         state.restore_optimizer(optimizer, load_training_state(base))
     return optimizer

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import StepReport, TrainingLoop
+    from nanochat_train import MuonAdamW, StepReport, TrainingLoop, TrainingState, World
 
 COMPILE_PAYS_AFTER_STEPS = 300
 """Compiling takes about a minute on two cores and saves about a fifth of a step."""
@@ -55,17 +55,21 @@ class TrainingRun:
 
         self._ema = Ema()
         self._start_s, self._start_step = time.perf_counter(), self.loop.step
-        self._peak_flops = devices.measure_matmul_flops(self.device, self.model.compute_dtype)
+        self._peak_flops = devices.measure_matmul_flops(self.device, self.model.compute_dtype) * self.loop.world.size
         self._saved_step: int | None = self.loop.step if self.loop.step else None
-        metrics = JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step)
-        self._sink = Sinks([metrics, console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)])
+        self._sink = Sinks([])
+        if self.loop.world.is_main:
+            metrics = JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step)
+            self._sink = Sinks([metrics, console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)])
+        self.loop.note = lambda text: self._sink.note(f"{self.stage}: {text}")
         try:
             with stop_signals() as stop_requested:
                 finished = self.loop.run(self._after_step, should_stop=stop_requested)
-            if finished and self.eval_every is not None and "val_bpb" not in self._metrics_of_step(self.loop.step):
-                self._evaluate()
-            if self._saved_step != self.loop.step:
+            if finished and self.eval_every is not None and self.scores.get("val_bpb_step") != self.loop.step:
                 self.save()
+                self._evaluate()
+            if self._saved_step != self.loop.step or finished:
+                self.save()  # the last one knows its scores
             if not finished:
                 self._sink.note(
                     f"{self.stage}: stopped after step {self.loop.step}, which is saved; run it again to go on"
@@ -74,13 +78,21 @@ class TrainingRun:
         finally:
             self._sink.close()
 
-    def save(self) -> Path:
-        """A checkpoint of this very step."""
-        from nanochat_model import save_model
-        from nanochat_train import save_checkpoint, state
+    def save(self) -> None:
+        """A checkpoint of this very step, written by the first rank while the others wait."""
+        from nanochat_train import state
 
         self._saved_step = self.loop.step
-        return save_checkpoint(
+        training = state.capture(self.loop)
+        if self.loop.world.is_main:
+            self._write(training)
+        self.loop.world.barrier()
+
+    def _write(self, training: TrainingState) -> None:
+        from nanochat_model import save_model
+        from nanochat_train import save_checkpoint
+
+        save_checkpoint(
             self.root,
             self.loop.step,
             writers=[lambda d: save_model(self.model, d), lambda d: self.tokenizer.save(d / "tokenizer")],
@@ -91,8 +103,9 @@ class TrainingRun:
                 "tokens_seen": self.loop.tokens_seen,
                 "tokenizer_fingerprint": self.tokenizer.fingerprint,
             },
-            training=state.capture(self.loop),
+            training=training,
             keep_last=self.keep_last,
+            keep_also=best_step(self.root),
         )
 
     def _after_step(self, report: StepReport) -> None:
@@ -127,9 +140,6 @@ class TrainingRun:
         seconds = time.perf_counter() - start_s
         self._sink.note(f"{self.stage} step {self.loop.step}  val bpb {self.scores['val_bpb']:.4f}  ({seconds:.0f} s)")
 
-    def _metrics_of_step(self, step: int) -> dict[str, float]:
-        return self.scores if self.scores.get("val_bpb_step") == step else {}
-
     def _eta(self, step: int) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self._start_s
         if self.total_steps is not None:
@@ -137,6 +147,15 @@ class TrainingRun:
             return {"eta_s": per_step_s * (self.total_steps - step)}
         share = self.progress() if self.progress is not None else 0.0
         return {"eta_s": elapsed_s * (1 - share) / share} if share > 0 else {}
+
+
+def best_step(root: Path) -> int | None:
+    """The step with the lowest validation loss that is still on disk, by the metrics of the run."""
+    from nanochat_train import list_steps, read_metrics
+
+    there = set(list_steps(root))
+    scored = [(line["val_bpb"], line["step"]) for line in read_metrics(root / "metrics.jsonl") if "val_bpb" in line]
+    return min(((bpb, step) for bpb, step in scored if step in there), default=(0.0, None))[1]
 
 
 @contextmanager
@@ -186,6 +205,13 @@ def maybe_compiled(model: GPT, *, mode: Literal["auto", "on", "off"], num_steps:
         return model
     print("compiling the training step; the first one takes about a minute", file=sys.stderr)
     return CompiledLoss(model, torch.compile(model.loss, dynamic=False))
+
+
+def make_optimizer(groups: list[dict[str, Any]], world: World, *, compute_dtype: torch.dtype) -> MuonAdamW:
+    """MuonAdamW, shared out where there are several ranks."""
+    from nanochat_train import MuonAdamW, ShardedMuonAdamW
+
+    return (ShardedMuonAdamW if world.size > 1 else MuonAdamW)(groups, compute_dtype=compute_dtype)
 
 
 def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, step: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ def write(
     metrics: Mapping[str, Path],
 ) -> Path:
     """Writes `report.html`, which needs nothing beside itself, and returns it."""
+    from nanochat_train import read_metrics
+
     curves = {stage: read_metrics(path) for stage, path in metrics.items()}
     total_s = sum(timings.values())
     sections = [
@@ -59,10 +60,6 @@ def write(
         encoding="utf-8",
     )
     return page
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:

@@ -1,6 +1,7 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
 from nanochat_data.conversations import ConversationLoader
+from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
 from nanochat_data.prefetch import Prefetcher
 from nanochat_data.pretrain import PretrainLoader, validation_batches
 from nanochat_data.protocols import Conversations, Renderer, TextEncoder
@@ -24,8 +25,10 @@ from nanochat_data.tasks import (
     make_task,
     parse_mixture,
 )
+from nanochat_data.token_cache import TokenCache, build_token_cache
 
 __all__ = [
+    "CLIMBMIX",
     "COMMON_WORDS",
     "GSM8K",
     "TASKS",
@@ -34,6 +37,8 @@ __all__ = [
     "ConversationLoader",
     "Conversations",
     "CustomJSON",
+    "HubCorpus",
+    "HuggingFaceHub",
     "Message",
     "Part",
     "Prefetcher",
@@ -48,6 +53,9 @@ __all__ = [
     "TaskSequence",
     "TextEncoder",
     "TextSource",
+    "TokenCache",
+    "build_token_cache",
+    "download_shards",
     "load_words",
     "make_task",
     "open_text_source",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from nanochat_data.protocols import TextEncoder
 from nanochat_data.rows import Batch, Piece, Position, RowLoader, Window, pack_best_fit
 from nanochat_data.sources import TextSource
+from nanochat_data.token_cache import Corpus, Shard, TextCorpus, TokenCache
 
 WINDOW_TOKENS = 1 << 20
 """A window holds at least this many tokens before it is packed; bounds memory and decides how far rows are shuffled."""
@@ -28,7 +29,7 @@ class PretrainLoader(RowLoader):
 
     def __init__(
         self,
-        source: TextSource,
+        source: TextSource | TokenCache,
         tokenizer: TextEncoder,
         *,
         batch_size: int,
@@ -61,8 +62,12 @@ class PretrainLoader(RowLoader):
         """Tokens dropped so far by `crop`."""
         own_fingerprint = str(getattr(tokenizer, "fingerprint", ""))
         self._tokenizer_fingerprint = own_fingerprint if tokenizer_fingerprint is None else tokenizer_fingerprint
-        self._tokenizer_threads = tokenizer_threads
-        self._shard: tuple[tuple[int, int], list[str]] | None = None
+        if isinstance(source, TokenCache) and source.tokenizer_fingerprint != self._tokenizer_fingerprint:
+            raise ValueError("the token cache was made with another tokenizer; build it again with this one")
+        self._corpus: Corpus = (
+            source if isinstance(source, TokenCache) else TextCorpus(source, tokenizer, num_threads=tokenizer_threads)
+        )
+        self._shard: tuple[tuple[int, int], Shard, list[int]] | None = None
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -76,7 +81,7 @@ class PretrainLoader(RowLoader):
         }
 
     def _open_window(self, position: Position) -> Window | None:
-        documents: list[list[int]] = []
+        documents: list[Sequence[int]] = []
         num_tokens = 0
         here: Position | None = {
             "epoch": position["epoch"],
@@ -85,52 +90,52 @@ class PretrainLoader(RowLoader):
         }
         start = dict(here or {})
         while here is not None and num_tokens < WINDOW_TOKENS and here["epoch"] <= start["epoch"] + (not documents):
-            texts, here = self._read(here)
-            for ids in self.tokenizer.encode_batch(texts, num_threads=self._tokenizer_threads):
-                documents.append(ids)
-                num_tokens += len(ids) + 1
+            read, here = self._read(here)
+            documents += read
+            num_tokens += sum(len(ids) + 1 for ids in read)
         if not documents:
             return None
         rows = self._pack(documents) if self.mode == "pack" else self._crop(documents)
         return Window(self._shuffled(rows, start) if self.shuffle else rows, here)
 
-    def _read(self, position: Position) -> tuple[list[str], Position | None]:
+    def _read(self, position: Position) -> tuple[list[Sequence[int]], Position | None]:
         """The next documents, about a window's worth of text at most, and the position after them."""
-        epoch, shard, doc = position["epoch"], position["shard"], position["doc"]
+        epoch, ordinal, doc = position["epoch"], position["shard"], position["doc"]
         if self.num_epochs is not None and epoch >= self.num_epochs:
             return [], None
-        documents = self._shard_documents(epoch, shard)
+        shard, order = self._open_shard(epoch, ordinal)
         end, num_chars = doc, 0
-        while end < len(documents) and num_chars < 2 * WINDOW_TOKENS:
-            num_chars += len(documents[end])
+        while end < len(order) and num_chars < 2 * WINDOW_TOKENS:
+            num_chars += int(shard.num_chars[order[end]])
             end += 1
-        if end < len(documents):
-            return documents[doc:end], {"epoch": epoch, "shard": shard, "doc": end}
-        if shard + 1 < len(self.source.shards):
-            return documents[doc:end], {"epoch": epoch, "shard": shard + 1, "doc": 0}
+        read = shard.token_ids(order[doc:end])
+        if end < len(order):
+            return read, {"epoch": epoch, "shard": ordinal, "doc": end}
+        if ordinal + 1 < self._corpus.num_shards:
+            return read, {"epoch": epoch, "shard": ordinal + 1, "doc": 0}
         last = self.num_epochs is not None and epoch + 1 >= self.num_epochs
-        return documents[doc:end], None if last else {"epoch": epoch + 1, "shard": 0, "doc": 0}
+        return read, None if last else {"epoch": epoch + 1, "shard": 0, "doc": 0}
 
-    def _shard_documents(self, epoch: int, ordinal: int) -> list[str]:
-        """The epoch's n-th shard, its documents in the epoch's order; the last one read is kept."""
+    def _open_shard(self, epoch: int, ordinal: int) -> tuple[Shard, list[int]]:
+        """The epoch's n-th shard and the order of its documents; the last one opened is kept."""
         if self._shard is None or self._shard[0] != (epoch, ordinal):
             index = ordinal
             if self.shuffle:
-                index = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.source.shards))[ordinal])
-            documents = self.source.read_shard(index)
+                index = int(np.random.default_rng([self.seed, epoch]).permutation(self._corpus.num_shards)[ordinal])
+            shard = self._corpus.open_shard(index)
+            order = np.arange(len(shard.num_chars))
             if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch, index]).permutation(len(documents))
-                documents = [documents[i] for i in order]
-            self._shard = (epoch, ordinal), documents
-        return self._shard[1]
+                order = np.random.default_rng([self.seed, epoch, index]).permutation(len(order))
+            self._shard = (epoch, ordinal), shard, order.tolist()
+        return self._shard[1], self._shard[2]
 
-    def _pack(self, documents: list[list[int]]) -> list[list[Piece]]:
+    def _pack(self, documents: Sequence[Sequence[int]]) -> list[list[Piece]]:
         bos, T = self.tokenizer.bos_id, self.sequence_len
         pieces = [[bos, *ids[start : start + T]] for ids in documents for start in range(0, max(len(ids), 1), T)]
         rows = pack_best_fit([len(piece) for piece in pieces], T + 1)
         return [[Piece(pieces[i]) for i in row] for row in rows]
 
-    def _crop(self, documents: list[list[int]]) -> list[list[Piece]]:
+    def _crop(self, documents: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """Full rows; what would not fill the last one is dropped, unless there is no other."""
         capacity = self.sequence_len + 1
         waiting = sorted(([self.tokenizer.bos_id, *ids] for ids in documents), key=len)
@@ -152,9 +157,25 @@ class PretrainLoader(RowLoader):
 
 
 def validation_batches(
-    source: TextSource, tokenizer: TextEncoder, *, batch_size: int, sequence_len: int
+    source: TextSource | TokenCache,
+    tokenizer: TextEncoder,
+    *,
+    batch_size: int,
+    sequence_len: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Every document of the split once, in a fixed order, every token a target once; the last batch is padded."""
+    """Every document of the split once, in a fixed order, every token a target once; the last batch is padded.
+
+    Ranks take turns with batches of the same rows, and as many of them each.
+    """
     yield from PretrainLoader(
-        source, tokenizer, batch_size=batch_size, sequence_len=sequence_len, num_epochs=1, shuffle=False
+        source,
+        tokenizer,
+        batch_size=batch_size,
+        sequence_len=sequence_len,
+        num_epochs=1,
+        shuffle=False,
+        rank=rank,
+        world_size=world_size,
     )

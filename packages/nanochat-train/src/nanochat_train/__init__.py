@@ -14,11 +14,23 @@ from nanochat_train.checkpoints import (
 )
 from nanochat_train.groups import param_groups
 from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
-from nanochat_train.metrics import Ema, JsonlSink, MetricSink, PlainSink, ProgressSink, Sinks, console_sink
+from nanochat_train.loss_scale import LossScale
+from nanochat_train.metrics import (
+    Ema,
+    JsonlSink,
+    MetricSink,
+    PlainSink,
+    ProgressSink,
+    Sinks,
+    console_sink,
+    read_metrics,
+)
 from nanochat_train.optim import MuonAdamW
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
 from nanochat_train.recipe import Rates, Recipe
+from nanochat_train.sharded import ShardedMuonAdamW
 from nanochat_train.stages import FineTuning, Pretraining
+from nanochat_train.world import World
 
 __all__ = [
     "Batch",
@@ -28,6 +40,7 @@ __all__ = [
     "Ema",
     "FineTuning",
     "JsonlSink",
+    "LossScale",
     "MetricSink",
     "MuonAdamW",
     "PlainSink",
@@ -35,6 +48,7 @@ __all__ = [
     "ProgressSink",
     "Rates",
     "Recipe",
+    "ShardedMuonAdamW",
     "Sinks",
     "Stage",
     "StepRates",
@@ -42,12 +56,14 @@ __all__ = [
     "TrainableModel",
     "TrainingLoop",
     "TrainingState",
+    "World",
     "bits_per_byte",
     "console_sink",
     "list_steps",
     "load_meta",
     "load_training_state",
     "param_groups",
+    "read_metrics",
     "save_checkpoint",
     "schedules",
     "state",

@@ -48,10 +48,12 @@ def save_checkpoint(
     meta: Mapping[str, Any],
     training: TrainingState | None = None,
     keep_last: int | None = None,
+    keep_also: int | None = None,
 ) -> Path:
     """Writes `root/step_<step>` and returns it. On any failure what was there stays, and `CheckpointError` says why.
 
-    With `keep_last`, older checkpoints beyond that many are removed once the new one is complete.
+    With `keep_last`, older checkpoints beyond that many are removed once the new one is complete, but not that of step
+    `keep_also`, which may be the best.
     """
     directory = step_directory(root, step)
     temporary = root / f".{directory.name}.tmp-{os.getpid()}"
@@ -81,7 +83,7 @@ def save_checkpoint(
         raise
     if keep_last is not None:
         for old in list_steps(root)[:-keep_last]:
-            if old != step:
+            if old not in (step, keep_also):
                 shutil.rmtree(step_directory(root, old), ignore_errors=True)
     return directory
 

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nanochat_train.loss_scale import LossScale
 from nanochat_train.optim import MuonAdamW
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
+from nanochat_train.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,7 @@ class StepReport:
     """nats per supervised token"""
     grad_norm: float
     num_tokens: int
-    """tokens read, padding included"""
+    """tokens read by all ranks, padding included"""
     num_supervised: int
     lr_multiplier: float
     duration_s: float
@@ -62,6 +64,9 @@ class TrainingLoop:
         *,
         device: torch.device,
         grad_accum_steps: int = 1,
+        world: World | None = None,
+        loss_scale: LossScale | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         if grad_accum_steps < 1:
             raise ValueError(f"grad_accum_steps={grad_accum_steps} must be at least 1")
@@ -71,6 +76,11 @@ class TrainingLoop:
         self.stage = stage
         self.device = device
         self.grad_accum_steps = grad_accum_steps
+        self.world = world or World()
+        self.loss_scale = loss_scale
+        self.note = note
+        self.pieces = 1
+        """Parts a micro-batch is cut into; doubled when memory runs out."""
         self.step = 0
         self.tokens_seen = 0
 
@@ -80,9 +90,13 @@ class TrainingLoop:
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Trains until the stage or the data ends (True) or `should_stop` is true at a step boundary (False)."""
+        """Trains until the stage or the data ends (True) or `should_stop` is true at a step boundary (False).
+
+        With several ranks, all stop at the same step as soon as one of them should.
+        """
         while not self.stage.finished(self.step):
-            if should_stop():
+            [stopping] = self.world.sum(float(should_stop()), device=self.device)
+            if stopping:
                 return False
             batches = self._next_batches()
             if not batches:
@@ -92,12 +106,15 @@ class TrainingLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the loop and of its loader, as JSON; optimizer tensors are saved apart."""
-        return {"step": self.step, "tokens_seen": self.tokens_seen, "loader": self.loader.state_dict()}
+        state = {"step": self.step, "tokens_seen": self.tokens_seen, "loader": self.loader.state_dict()}
+        return state if self.loss_scale is None else {**state, "loss_scale": self.loss_scale.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
         self.tokens_seen = int(state["tokens_seen"])
         self.loader.load_state_dict(state["loader"])
+        if self.loss_scale is not None and "loss_scale" in state:
+            self.loss_scale.load_state_dict(state["loss_scale"])
 
     def _next_batches(self) -> list[Batch]:
         batches = []
@@ -109,36 +126,57 @@ class TrainingLoop:
         return batches
 
     def _step(self, batches: list[Batch]) -> StepReport:
-        """One optimizer step over all micro-batches, normalised by their supervised tokens together.
+        """One optimizer step over all micro-batches of all ranks, normalised by their supervised tokens together.
 
         A micro-batch without a supervised token adds nothing; were there none at all, the gradient is zero, never NaN.
         """
         start = time.perf_counter()
         rates = self.stage.rates(self.step)
         set_rates(self.optimizer, rates)
-        num_supervised = sum(int((batch.targets != -1).sum()) for batch in batches)
-        total = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            loss = self.model.loss(self._tensor(batch.inputs), self._tensor(batch.targets), reduction="sum") / max(
-                num_supervised, 1
-            )
-            torch.autograd.backward(loss)
-            total += loss.detach()
-        grad_norm = gradient_norm(self.optimizer)
-        self.optimizer.step()
+        counts = sum(int((batch.targets != -1).sum()) for batch in batches), sum(batch.inputs.size for batch in batches)
+        num_supervised, num_tokens = map(int, self.world.sum(*counts, device=self.device))
+        total = self._accumulate(batches, num_supervised)
+        if self.loss_scale is None or self.loss_scale.unscale(self.optimizer.all_params(), self.world):
+            self.optimizer.step()
         self.step += 1
-        num_tokens = sum(batch.inputs.size for batch in batches)
         self.tokens_seen += num_tokens
         return StepReport(
             step=self.step,
-            loss=float(total),
-            grad_norm=float(grad_norm),
+            loss=float(self.world.sum_(total)),
+            grad_norm=float(self.optimizer.grad_norm),
             num_tokens=num_tokens,
             num_supervised=num_supervised,
             lr_multiplier=rates.lr_multiplier,
             duration_s=time.perf_counter() - start,
         )
+
+    def _accumulate(self, batches: list[Batch], num_supervised: int) -> Tensor:
+        """Gradients and loss of the micro-batches; where memory runs out, again in pieces of half as many rows."""
+        while True:
+            try:
+                return self._backward(batches, num_supervised)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.pieces >= len(batches[0].inputs):
+                    raise
+            # Outside the handler, whose traceback would keep the failed graph alive.
+            self.pieces *= 2
+            rows = -(-len(batches[0].inputs) // self.pieces)
+            self.note(f"out of memory: going on with {rows} rows at a time, which changes nothing but the speed")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _backward(self, batches: list[Batch], num_supervised: int) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            for inputs, targets in zip(self._pieces(batch.inputs), self._pieces(batch.targets), strict=True):
+                loss = self.model.loss(inputs, targets, reduction="sum") / max(num_supervised, 1)
+                torch.autograd.backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
+                total += loss.detach()
+        return total
+
+    def _pieces(self, array: Any) -> tuple[Tensor, ...]:
+        return self._tensor(array).tensor_split(self.pieces)
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(array).to(self.device, dtype=torch.int64, non_blocking=True)
@@ -153,8 +191,6 @@ def set_rates(optimizer: MuonAdamW, rates: StepRates) -> None:
             group["weight_decay"] = group["initial_weight_decay"] * rates.weight_decay_multiplier
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Euclidean norm of all gradients together, before the step."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own; the CPU's allocator only says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

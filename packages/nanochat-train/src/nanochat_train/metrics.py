@@ -6,13 +6,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Value = float | int | str
 PLAIN_INTERVAL_S = 20.0
+CUT_SHORT = 1 << 62
+"""Stands for the step of a line that a crash cut short: after all others."""
 
 
 class MetricSink(Protocol):
@@ -59,6 +61,14 @@ class JsonlSink:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `JsonlSink`'s file; a last line cut short by a crash is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < CUT_SHORT]
 
 
 class PlainSink:
@@ -178,4 +188,4 @@ def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a line cut short by a crash is dropped
+        return CUT_SHORT

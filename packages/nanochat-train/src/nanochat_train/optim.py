@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, overload
 
@@ -25,6 +25,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, param_groups: Iterable[dict[str, Any]], *, compute_dtype: torch.dtype = torch.float32) -> None:
         self.compute_dtype = torch.bfloat16 if compute_dtype == torch.bfloat16 else torch.float32
+        self.grad_norm = torch.zeros(())
+        """Euclidean norm of all gradients together, as the last step found them."""
         groups = []
         for group in param_groups:
             kind = group.get("kind")
@@ -51,35 +53,74 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    def _step(self) -> None:
+        self.grad_norm = total_norm([p.grad for p in self.all_params() if p.grad is not None])
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if group["kind"] == "adamw":
                 for param in params:
-                    self._adamw(param, group)
+                    assert param.grad is not None
+                    param.copy_(self._adamw(param, param, param.grad, group))
             else:
-                params.sort(key=lambda p: tuple(p.shape))  # stable: the same order every step
-                for _, same_shape in groupby(params, key=lambda p: tuple(p.shape)):
-                    self._muon(list(same_shape), group)
-        return loss
+                for same_shape in by_shape(params):
+                    grads = torch.stack([param.grad for param in same_shape if param.grad is not None])
+                    for param, value in zip(same_shape, self._muon(same_shape, grads, group), strict=True):
+                        param.copy_(value)
 
-    def _adamw(self, param: Tensor, group: dict[str, Any]) -> None:
+    def full_state(self) -> dict[str, Tensor]:
+        """Every buffer by "<parameter index>.<name>", on the CPU; the same whatever the number of ranks."""
+        return {
+            f"{index}.{name}": tensor.detach().cpu()
+            for index, param in enumerate(self.all_params())
+            for name, tensor in self.state[param].items()
+        }
+
+    def load_full_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the buffers over; rates are the schedules' business. Raises `ValueError` where they do not fit."""
+        params = self.all_params()
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            if int(index) >= len(params):
+                raise ValueError(f"the saved optimizer has more than this one's {len(params)} parameters")
+            param = params[int(index)]
+            if name in ("exp_avg", "exp_avg_sq", "momentum_buffer") and tensor.shape != param.shape:
+                raise ValueError(
+                    f"the saved {name} of parameter {index} has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
+                )
+            own = self._own_part(param, name, tensor)
+            # Step counters stay on the CPU, so that reading them never waits for the device.
+            if own is not None:
+                self.state[param][name] = own.clone() if own.ndim == 0 else own.to(param.device, copy=True)
+
+    def all_params(self) -> list[Tensor]:
+        """Parameters in the order that `full_state` counts them."""
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _own_part(self, _param: Tensor, _name: str, tensor: Tensor) -> Tensor | None:
+        """The part of a saved buffer that this process keeps: all of it."""
+        return tensor
+
+    def _adamw(self, param: Tensor, value: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+        """The new values (float32) of `value`, all of `param` or some of its rows, whose state is under `param`."""
         state = self.state[param]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(param, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(value, dtype=torch.float32)
+            state["exp_avg_sq"] = torch.zeros_like(value, dtype=torch.float32)
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
-        assert param.grad is not None
-        grad = param.grad.float()
+        grad = grad.float()
         state["exp_avg"].lerp_(grad, 1 - beta1)
         state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
         denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        value = param.float() * (1 - group["lr"] * group["weight_decay"])
-        value.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**step))
-        param.copy_(value)
+        decayed: Tensor = value.float() * (1 - group["lr"] * group["weight_decay"])
+        return decayed.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**step))
 
-    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _muon(self, params: Sequence[Tensor], grads: Tensor, group: dict[str, Any]) -> Tensor:
+        """The new values (N, m, n) of equally shaped matrices, given their gradients (N, m, n)."""
         m, n = params[0].shape
         for param in params:
             state = self.state[param]
@@ -90,7 +131,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_buffer = torch.stack([state["momentum_buffer"] for state in states])
         second_moment = torch.stack([state["second_moment"] for state in states])
         update = muon.muon_update(
-            torch.stack([param.grad.float() for param in params if param.grad is not None]),
+            grads.float(),
             momentum_buffer,
             second_moment,
             momentum=group["momentum"],
@@ -98,13 +139,25 @@ class MuonAdamW(torch.optim.Optimizer):
             steps=group["steps"],
             dtype=self.compute_dtype,
         )
-        weights = muon.apply_update(
+        for i, state in enumerate(states):
+            state["momentum_buffer"].copy_(momentum_buffer[i])
+            state["second_moment"].copy_(second_moment[i])
+        return muon.apply_update(
             torch.stack([param.float() for param in params]),
             update,
             lr=group["lr"] * muon.shape_factor(m, n),
             weight_decay=group["weight_decay"],
         )
-        for i, (param, state) in enumerate(zip(params, states, strict=True)):
-            param.copy_(weights[i])
-            state["momentum_buffer"].copy_(momentum_buffer[i])
-            state["second_moment"].copy_(second_moment[i])
+
+
+def by_shape(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters of equal shape together, in the same order every step."""
+    ordered = sorted(params, key=lambda p: tuple(p.shape))  # stable
+    for _, same_shape in groupby(ordered, key=lambda p: tuple(p.shape)):
+        yield list(same_shape)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors together, in float32."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())

@@ -10,15 +10,12 @@ import torch
 
 from nanochat_train.checkpoints import TrainingState
 from nanochat_train.loop import TrainingLoop
+from nanochat_train.optim import MuonAdamW
 
 
 def capture(loop: TrainingLoop) -> TrainingState:
-    """Everything a loop needs to go on exactly, besides the model's weights."""
-    tensors = {
-        f"{index}.{name}": tensor.detach().cpu()
-        for index, param in enumerate(_params(loop.optimizer))
-        for name, tensor in loop.optimizer.state[param].items()
-    }
+    """Everything a loop needs to go on exactly, besides the model's weights; with several ranks all must call it."""
+    tensors = loop.optimizer.full_state()
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -47,23 +44,6 @@ def restore(loop: TrainingLoop, state: TrainingState) -> None:
     np.random.set_state(("MT19937", state.tensors["rng.numpy"].numpy().astype(np.uint32), pos, has_gauss, cached))
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+def restore_optimizer(optimizer: MuonAdamW, state: TrainingState) -> None:
     """Fills the optimizer's buffers, in their own dtypes; rates are the schedules' business."""
-    params = _params(optimizer)
-    for key, tensor in state.tensors.items():
-        index, _, name = key.partition(".")
-        if not index.isdigit():
-            continue
-        if int(index) >= len(params):
-            raise ValueError(f"the saved optimizer has more than this one's {len(params)} parameters")
-        param = params[int(index)]
-        if name in ("exp_avg", "exp_avg_sq", "momentum_buffer") and tensor.shape != param.shape:
-            raise ValueError(
-                f"the saved {name} of parameter {index} has shape {tuple(tensor.shape)}, not {tuple(param.shape)}"
-            )
-        # Step counters stay on the CPU, so that reading them never waits for the device.
-        optimizer.state[param][name] = tensor if tensor.ndim == 0 else tensor.to(param.device)
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
+    optimizer.load_full_state({key: tensor for key, tensor in state.tensors.items() if not key.startswith("rng.")})

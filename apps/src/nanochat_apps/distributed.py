@@ -1,0 +1,35 @@
+"""The ranks that torchrun starts: joins their process group and says which device is this one's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nanochat_apps import device as devices
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_train import World
+
+
+@contextmanager
+def joined(device_type: devices.DeviceType) -> Iterator[tuple[World, torch.device]]:
+    """This rank's place and device: NCCL on CUDA (a device a rank), Gloo elsewhere; one process without torchrun."""
+    import torch
+    import torch.distributed as dist
+    from nanochat_train import World
+
+    device = devices.choose_device(device_type)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World.current(), device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,53 @@
+"""download-data: fetches the pretraining text, shard by shard, with the validation shard that every run shares."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nanochat_apps import cli, paths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which shards, and where to."""
+
+    num_files: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 170
+    """Training shards, about 250 million characters each; the validation shard comes with them."""
+    num_workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 4
+    """Files to fetch at a time."""
+    out: Path | None = None
+    """Where to put them; default: base_data_climbmix/ under NANOCHAT_BASE_DIR."""
+
+
+def download(settings: Settings) -> int:
+    """Fetches what is missing and verifies all of it."""
+    from nanochat_data import CLIMBMIX, HuggingFaceHub, download_shards
+    from rich.console import Console
+    from rich.progress import Progress
+
+    names = [*CLIMBMIX.training_shards(settings.num_files), CLIMBMIX.validation_shard]
+    out = settings.out or paths.base_dir() / "base_data_climbmix"
+    with Progress(console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task("shards", total=len(names))
+        download_shards(
+            names,
+            out,
+            HuggingFaceHub(CLIMBMIX.repo),
+            num_workers=settings.num_workers,
+            on_done=lambda name: progress.advance(task),
+        )
+    print(f"{len(names)} shards, all verified, in {out}; {CLIMBMIX.validation_shard} is validation")
+    return 0
+
+
+def main() -> None:
+    cli.run(download, Settings, prog="download-data", description="Fetch pretraining text from the hub.")
+
+
+if __name__ == "__main__":
+    main()
