@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
 from nanochat_data.tinyworld import TinyWorld
 from nanochat_model import load_model
-from nanochat_train import list_steps, load_meta
+from nanochat_train import list_steps, load_meta, read_metrics
 
 
 @pytest.fixture
@@ -104,6 +105,64 @@ def test_another_tokenizer_or_model_is_refused_by_name(corpus):
     tok_train.train(tok_train.Settings(data=corpus, vocab_size=301))
     with pytest.raises(ValueError, match="another tokenizer"):
         base_train.train(settings(corpus, resume_from_step=0))
+
+
+def test_a_new_run_takes_the_weights_of_an_old_one(corpus):
+    base_train.train(settings(corpus))
+    old = paths.find_checkpoint("base", "tiny")
+    base_train.train(
+        settings(corpus, model_tag="new", init_from=old, num_iterations=1, embedding_lr=0.0, matrix_lr=0.0)
+    )
+    new = load_model(paths.find_checkpoint("base", "new")).state_dict()
+    assert torch.equal(new["transformer.wte.weight"], load_model(old).state_dict()["transformer.wte.weight"])
+    assert load_meta(paths.find_checkpoint("base", "new"))["step"] == 1
+    with pytest.raises(ValueError, match=r"n_head=2, these settings make n_head=1"):
+        base_train.train(settings(corpus, model_tag="other", init_from=old, head_dim=32))
+
+
+def test_the_token_cache_changes_nothing_but_the_speed(corpus):
+    base_train.train(settings(corpus, model_tag="text"))
+    base_train.train(settings(corpus, model_tag="cache", cache_tokens=True))
+    ours, theirs = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("cache", "text"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_dtypes_train(corpus, dtype):
+    base_train.train(settings(corpus, dtype=dtype, num_iterations=12, warmup_steps=1, matrix_lr=0.05))
+    lines = read_metrics(paths.checkpoints_root("base") / "tiny" / "metrics.jsonl")
+    losses = [line["step_loss"] for line in lines if "step_loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_runs_are_compared_and_different_validation_text_is_flagged(corpus, capsys):
+    for tag in ("one", "two"):
+        base_train.train(settings(corpus, model_tag=tag))
+    assert base_eval.evaluate(base_eval.Settings(compare=("one", "two"))) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    assert "cannot be compared" not in page.read_text()
+    assert page.read_text().count("<svg") == 2
+    valid = corpus / "valid.jsonl"
+    valid.write_text(valid.read_text() + json.dumps({"text": "one more"}) + "\n")
+    base_train.train(settings(corpus, model_tag="three"))
+    base_eval.evaluate(base_eval.Settings(compare=("one", "three")))
+    assert "cannot be compared" in page.read_text()
+
+
+def test_a_plan_touches_no_data_and_the_planner_sets_the_rows(corpus, capsys):
+    assert base_train.train(settings(corpus, data=Path("nowhere"), plan=True, device_batch_size=None)) == 0
+    said = capsys.readouterr().err
+    assert "micro-batch" in said
+    assert "4 rows" in said
+    base_train.train(settings(corpus, device_batch_size=None, num_iterations=1))
+    assert load_meta(paths.find_checkpoint("base", "tiny"))["device_batch_size"] == 4
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(corpus, monkeypatch):
+    scores = iter([1.0, 3.0, 2.5, 2.0, 2.0, 2.0])
+    monkeypatch.setattr("nanochat_train.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=next(scores)))
+    base_train.train(settings(corpus, num_iterations=5, eval_every=1, save_every=1, keep=1))
+    assert list_steps(paths.checkpoints_root("base") / "tiny") == [1, 5]
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,19 @@ class Settings:
     """Samples of each prompt; 0 draws none."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 32
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
+    compare: tuple[str, ...] = ()
+    """Tags of runs to show side by side, as curves and a table in report/compare.html, instead of measuring a model."""
     device_type: device.DeviceType = "auto"
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
 
 
 def evaluate(settings: Settings) -> int:
     """Prints a line for each figure."""
+    if settings.compare:
+        from nanochat_apps.comparison import compare
+
+        print(compare(settings.compare))
+        return 0
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import verify_checkpoint

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class Settings:
     """A pretraining run. Flags and defaults follow karpathy/nanochat."""
 
-    data: Annotated[Path, tyro.conf.arg(aliases=["-i"])]
-    """Folder or file of .parquet, .jsonl or .txt; val* files are validation, else the last shard."""
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
+    """Folder or file of .parquet, .jsonl or .txt; val* files are validation, else the last shard.
+    Default: what download-data fetched."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches."""
     depth: int = 20
@@ -73,6 +74,8 @@ class Settings:
     """Checkpoints to keep; default: all."""
     resume_from_step: int | None = None
     """Go on from this checkpoint of the same tag; 0 takes the last."""
+    init_from: Path | None = None
+    """Start a new run from the weights of this checkpoint directory; optimizer and schedules start afresh."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Name of the run's folder; default d<depth>."""
     tokenizer: Path | None = None
@@ -84,6 +87,10 @@ class Settings:
     """Compile the training step; auto: for long runs, where there is a C++ compiler."""
     plan: bool = False
     """Only say what the run would be: sizes, memory and time."""
+    run: str | None = None
+    """Also log to wandb under this name (extra wandb of nanochat-train)."""
+    tensorboard: bool = False
+    """Also write TensorBoard files beside the checkpoints (extra tensorboard of nanochat-train)."""
     seed: int = 42
 
 
@@ -105,12 +112,21 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
     from nanochat_data import Prefetcher, PretrainLoader, open_text_source, validation_batches
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Pretraining, TrainingLoop, bits_per_byte, param_groups
+    from nanochat_train import LossScale, Pretraining, TrainingLoop, bits_per_byte, param_groups
 
-    from nanochat_apps.training_run import TrainingRun, make_optimizer, maybe_compiled, resume, settings_as_json
+    from nanochat_apps.training_run import (
+        TrainingRun,
+        chosen_sinks,
+        make_optimizer,
+        maybe_compiled,
+        resume,
+        settings_as_json,
+        take_weights,
+    )
 
-    train_source = open_text_source(settings.data, split="train", split_on=settings.split_on)
-    val_source = open_text_source(settings.data, split="val", split_on=settings.split_on)
+    data = settings.data or paths.downloaded_text()
+    train_source = open_text_source(data, split="train", split_on=settings.split_on)
+    val_source = open_text_source(data, split="val", split_on=settings.split_on)
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     dtype = device.choose_dtype(where, settings.dtype)
     recipe, model = build(settings, tokenizer, where, dtype)
@@ -166,8 +182,11 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             device=where,
             grad_accum_steps=recipe.total_batch_size // (rows * settings.max_seq_len * world.size),
             world=world,
+            loss_scale=LossScale() if dtype == torch.float16 else None,
         )
         root = paths.checkpoints_root("base") / (settings.model_tag or f"d{settings.depth}")
+        if settings.init_from is not None:
+            take_weights(settings.init_from, model, tokenizer)
         if settings.resume_from_step is not None:
             resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
         run = TrainingRun(
@@ -190,6 +209,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             eval_every=settings.eval_every,
             save_every=settings.save_every,
             keep_last=settings.keep,
+            more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
         )
         return run.run()
 

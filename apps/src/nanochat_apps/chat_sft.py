@@ -55,6 +55,10 @@ class Settings:
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: for long runs, where there is a C++ compiler."""
+    run: str | None = None
+    """Also log to wandb under this name (extra wandb of nanochat-train)."""
+    tensorboard: bool = False
+    """Also write TensorBoard files beside the checkpoints (extra tensorboard of nanochat-train)."""
     seed: int = 42
 
 
@@ -77,9 +81,9 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     from nanochat_data import ConversationLoader, Prefetcher
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
-    from nanochat_train import FineTuning, TrainingLoop, bits_per_byte, load_meta, verify_checkpoint
+    from nanochat_train import FineTuning, LossScale, TrainingLoop, bits_per_byte, load_meta, verify_checkpoint
 
-    from nanochat_apps.training_run import TrainingRun, maybe_compiled, resume, settings_as_json
+    from nanochat_apps.training_run import TrainingRun, chosen_sinks, maybe_compiled, resume, settings_as_json
 
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     verify_checkpoint(base)
@@ -127,6 +131,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
             device=where,
             grad_accum_steps=max(1, total // (rows * T * world.size)),
             world=world,
+            loss_scale=LossScale() if dtype == torch.float16 else None,
         )
         root = paths.checkpoints_root("sft") / base.parent.name
         if settings.resume_from_step is not None:
@@ -144,6 +149,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
             eval_every=settings.eval_every,
             save_every=settings.save_every,
             keep_last=settings.keep,
+            more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
             progress=lambda: prefetched.progress,
         )
         finished = run.run()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 DeviceType = Literal["auto", "cpu", "cuda", "mps"]
-DtypeName = Literal["float32", "bfloat16"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -51,7 +51,7 @@ def choose_dtype(device: torch.device, name: DtypeName | None = None) -> torch.d
     import torch
 
     if name is not None:
-        return torch.float32 if name == "float32" else torch.bfloat16
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 

@@ -21,7 +21,7 @@ class Settings:
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 4
     """Files to fetch at a time."""
     out: Path | None = None
-    """Where to put them; default: base_data_climbmix/ under NANOCHAT_BASE_DIR."""
+    """Where to put them; default: base_data/ under NANOCHAT_BASE_DIR."""
 
 
 def download(settings: Settings) -> int:
@@ -31,7 +31,7 @@ def download(settings: Settings) -> int:
     from rich.progress import Progress
 
     names = [*CLIMBMIX.training_shards(settings.num_files), CLIMBMIX.validation_shard]
-    out = settings.out or paths.base_dir() / "base_data_climbmix"
+    out = settings.out or paths.downloaded_text()
     with Progress(console=Console(file=sys.stderr)) as progress:
         task = progress.add_task("shards", total=len(names))
         download_shards(

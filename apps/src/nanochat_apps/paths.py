@@ -24,6 +24,11 @@ def tokenizer_dir() -> Path:
     return base_dir() / "tokenizer"
 
 
+def downloaded_text() -> Path:
+    """Where `download-data` puts pretraining text."""
+    return base_dir() / "base_data"
+
+
 def data_mirror() -> Path | None:
     """`NANOCHAT_DATA_MIRROR`: a folder with the data sets' files, used instead of the hub."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import MuonAdamW, StepReport, TrainingLoop, TrainingState, World
+    from nanochat_train import MetricSink, MuonAdamW, StepReport, TrainingLoop, TrainingState, World
 
 COMPILE_PAYS_AFTER_STEPS = 300
 """Compiling takes about a minute on two cores and saves about a fifth of a step."""
@@ -47,6 +47,8 @@ class TrainingRun:
     keep_last: int | None = None
     progress: Callable[[], float] | None = None
     """Share done, where the number of steps is not known beforehand."""
+    more_sinks: Callable[[], list[MetricSink]] = list
+    """Made by the first rank only."""
     scores: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> bool:
@@ -60,7 +62,8 @@ class TrainingRun:
         self._sink = Sinks([])
         if self.loop.world.is_main:
             metrics = JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step)
-            self._sink = Sinks([metrics, console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)])
+            console = console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)
+            self._sink = Sinks([metrics, console, *self.more_sinks()])
         self.loop.note = lambda text: self._sink.note(f"{self.stage}: {text}")
         try:
             with stop_signals() as stop_requested:
@@ -216,14 +219,22 @@ def make_optimizer(groups: list[dict[str, Any]], world: World, *, compute_dtype:
 
 def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, step: int) -> None:
     """Puts model, optimizer, loader and generators where the checkpoint of this step (0: the last) left them."""
-    from nanochat_model import load_model
-    from nanochat_train import list_steps, load_meta, load_training_state, state, step_directory, verify_checkpoint
+    from nanochat_train import list_steps, load_training_state, state, step_directory
 
     steps = list_steps(root)
     if not steps or step not in (0, *steps):
         there = ", ".join(map(str, steps)) or "none"
         raise UsageError(f"--resume-from-step {step}: no such checkpoint under {root} (there: {there})")
     directory = step_directory(root, step or steps[-1])
+    take_weights(directory, model, tokenizer)
+    state.restore(loop, load_training_state(directory))
+
+
+def take_weights(directory: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """The weights of a checkpoint. Raises `ValueError` where its tokenizer or its model is another one, naming what."""
+    from nanochat_model import load_model
+    from nanochat_train import load_meta, verify_checkpoint
+
     verify_checkpoint(directory)
     if load_meta(directory)["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise ValueError(f"{directory} was trained with another tokenizer; give the one it was trained with")
@@ -233,7 +244,18 @@ def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, 
         name = next(key for key in ours if ours[key] != theirs[key])
         raise ValueError(f"{directory} is a model with {name}={theirs[name]}, these settings make {name}={ours[name]}")
     model.load_state_dict(saved.state_dict())
-    state.restore(loop, load_training_state(directory))
+
+
+def chosen_sinks(root: Path, settings: Any, *, resume_step: int) -> list[MetricSink]:
+    """TensorBoard and wandb, where the flags `--tensorboard` and `--run` ask for them."""
+    from nanochat_train import TensorBoardSink, WandbSink
+
+    sinks: list[MetricSink] = []
+    if settings.tensorboard:
+        sinks.append(TensorBoardSink(root / "tensorboard", resume_step=resume_step))
+    if settings.run is not None:
+        sinks.append(WandbSink(project="nanochat", name=settings.run, settings=settings_as_json(settings)))
+    return sinks
 
 
 def settings_as_json(settings: Any) -> dict[str, Any]:

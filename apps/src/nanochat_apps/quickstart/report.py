@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat_apps import page
 from nanochat_apps.quickstart.evaluation import Score
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .3rem .9rem; text-align: left; border-bottom: 1px solid #d8dee4 }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-figure { margin: 1rem 0 }
-svg { max-width: 100%; height: auto }
-.user { color: #0550ae }
-.assistant { margin-bottom: .6rem }
-details { margin: .4rem 0 }
-"""
 
 
 def write(
@@ -41,25 +29,18 @@ def write(
         "<h1>nanochat quickstart</h1>",
         f"<p>A model of depth {size['depth']} trained in {total_s / 60:.1f} minutes.</p>",
         "<h2>Scores</h2><p>Greedy answers to questions that training never held.</p>",
-        table(["skill", "right", "asked"], [(s.name, s.num_right, s.num_asked) for s in scores]),
+        page.table(["skill", "right", "asked"], [(s.name, s.num_right, s.num_asked) for s in scores]),
         *(mistakes(score) for score in scores if score.mistakes),
         "<h2>Loss</h2>",
         *(f"<figure>{curve_svg(stage, rows)}</figure>" for stage, rows in curves.items() if rows),
         "<h2>Time</h2>",
-        table(["stage", "seconds"], list(timings.items())),
+        page.table(["stage", "seconds"], list(timings.items())),
         "<h2>Dialogues</h2>",
         *(dialogue_html(dialogue) for dialogue in dialogues),
         "<h2>Settings</h2>",
-        table(["setting", "value"], list(size.items())),
+        page.table(["setting", "value"], list(size.items())),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    page.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>nanochat quickstart</title><style>{STYLE}</style>'
-        + "\n".join(sections),
-        encoding="utf-8",
-    )
-    return page
+    return page.write_page(folder, "report.html", "nanochat quickstart", sections)
 
 
 def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
@@ -79,26 +60,12 @@ def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
         right.plot(*zip(*bpb, strict=True), "o-", color="#cf222e", label="validation")
         right.set_ylabel("validation, bits a byte", color="#cf222e")
     axes.legend(loc="upper right")
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def cell(value: object) -> str:
-    kind = ' class="n"' if isinstance(value, int | float) else ""
-    return f"<td{kind}>{html.escape(f'{value:,}' if kind else str(value))}</td>"
+    return page.as_svg(figure)
 
 
 def mistakes(score: Score) -> str:
     rows = [(wrong["question"], wrong["answer"], wrong["expected"]) for wrong in score.mistakes]
-    shown = table(["question", "answer", "expected"], rows)
+    shown = page.table(["question", "answer", "expected"], rows)
     return f"<details><summary>{html.escape(score.name)}: what went wrong</summary>{shown}</details>"
 
 

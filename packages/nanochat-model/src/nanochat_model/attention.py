@@ -5,9 +5,15 @@ Shapes: B batch, T time, S cache slots, H query heads, K KV heads, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils._triton import has_triton
 
 
 def rotary_table(
@@ -38,9 +44,28 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     if window + 1 >= q.size(1):
         y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+    elif q.is_cuda and has_triton():
+        y_BHTD = _compiled_flex_attention()(
+            q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(q.size(1), window, q.device)
+        )
     else:
         y_BHTD = _banded_attention(q_BHTD, k_BHTD, v_BHTD, window)
     return y_BHTD.transpose(1, 2)
+
+
+@lru_cache(maxsize=32)
+def _window_mask(num_positions: int, window: int, device: torch.device) -> BlockMask:
+    """Which blocks of scores a sliding window touches at all; the kernel skips the others."""
+
+    def seen(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key <= window)
+
+    return create_block_mask(seen, None, None, num_positions, num_positions, device=str(device))
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

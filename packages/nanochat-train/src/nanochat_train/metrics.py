@@ -126,6 +126,50 @@ class ProgressSink:
         self._progress.stop()
 
 
+class TensorBoardSink:
+    """Event files that TensorBoard reads (extra `tensorboard`)."""
+
+    def __init__(self, folder: Path, *, resume_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard files need tensorboard: pip install 'nanochat-train[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        for name, value in metrics.items():
+            if not isinstance(value, str):
+                self._writer.add_scalar(name, value, step)
+
+    def note(self, text: str) -> None:
+        """Notes are for people."""
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """A run on Weights & Biases (extra `wandb`); one that goes on is the same run there."""
+
+    def __init__(self, *, project: str, name: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("logging to wandb needs wandb: pip install 'nanochat-train[wandb]'") from error
+        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(settings))
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def note(self, text: str) -> None:
+        """Notes are for people."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 class Sinks:
     """Several sinks as one."""
 

@@ -1,0 +1,77 @@
+"""base-train under torchrun, on two nodes of this machine: the same run as with one process, and resumed by one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nanochat_apps import tok_train
+from nanochat_data.tinyworld import TinyWorld
+
+FLAGS = [
+    *("--depth", "2", "--aspect-ratio", "16", "--head-dim", "16", "--max-seq-len", "64", "--warmup-steps", "2"),
+    *("--device-batch-size", "2", "--total-batch-size", "512", "--eval-every", "5", "--eval-tokens", "4000"),
+    *("--device-type", "cpu", "--dtype", "float32", "--compile", "off"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def metrics(base: Path, tag: str) -> list[dict]:
+    lines = (base / "base_checkpoints" / tag / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Environment and flags of a small run."""
+    base, texts = tmp_path / "base", tmp_path / "texts"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    texts.mkdir()
+    for name, split, count in (("train", "train", 400), ("valid", "test", 30)):
+        lines = (json.dumps({"text": TinyWorld(0).document(i, split=split)}) + "\n" for i in range(count))
+        (texts / f"{name}.jsonl").write_text("".join(lines))
+    tok_train.train(tok_train.Settings(data=texts, vocab_size=300))
+    return base, [*FLAGS, "--data", str(texts)], {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
+    base, flags, environment = world
+    program = ["-m", "nanochat_apps.base_train"]
+    alone = [sys.executable, *program, *flags, "--num-iterations", "12", "--model-tag", "alone"]
+    subprocess.run(alone, env=environment, check=True, capture_output=True, timeout=200)
+
+    port = free_port()
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node)),
+                *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+                *("--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"),
+                *(*program, *flags, "--num-iterations", "12", "--model-tag", "together", "--save-every", "6"),
+            ],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    errors = [agent.communicate(timeout=240)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    assert sum("step 12/12" in error for error in errors) == 1, "only the first rank talks"
+
+    resumed = [sys.executable, *program, *flags, "--num-iterations", "12", "--model-tag", "together"]
+    subprocess.run([*resumed, "--resume-from-step", "6"], env=environment, check=True, capture_output=True, timeout=200)
+    for line, expected in zip(metrics(base, "together"), metrics(base, "alone"), strict=True):
+        for name in ("step", "step_loss", "grad_norm", "tokens", "val_bpb"):
+            if name in expected:
+                assert line[name] == pytest.approx(expected[name], rel=2e-4), (name, expected)

@@ -1,0 +1,219 @@
+"""Training speed against the matmul peak of the same minutes, where a step's time goes, and how both grow.
+
+uv run python benchmarks/training.py speed     # tok/s and share of the peak, windows L and SSSL, eager and compiled
+uv run python benchmarks/training.py profile   # docs/images/training-step.svg
+uv run python benchmarks/training.py scaling   # docs/images/training-scaling.svg
+uv run python benchmarks/training.py memory    # peak beside weights, gradients and optimizer for a large vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from nanochat_apps import device as devices
+from nanochat_model import GPT, GPTConfig
+from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
+from nanochat_train.testing import ArrayBatch
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = devices.choose_dtype(DEVICE)
+ROUNDS = 7
+
+
+class RandomRows:
+    """A loader that costs nothing: the same random batch again and again."""
+
+    def __init__(self, vocab_size: int, rows: int, length: int) -> None:
+        ids = np.random.default_rng(0).integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
+        self.batch = ArrayBatch(np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:]))
+
+    def __iter__(self) -> RandomRows:
+        return self
+
+    def __next__(self) -> ArrayBatch:
+        return self.batch
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: object, /) -> None:
+        pass
+
+
+def make_loop(
+    *,
+    depth: int = 4,
+    width: int = 256,
+    length: int = 512,
+    vocab_size: int = 4096,
+    tokens: int = 8192,
+    windows: str = "L",
+) -> tuple[TrainingLoop, GPT]:
+    config = GPTConfig(
+        sequence_len=length,
+        vocab_size=vocab_size,
+        n_layer=depth,
+        n_head=width // 64,
+        n_kv_head=width // 64,
+        n_embd=width,
+        window_pattern=windows,
+    )
+    model = GPT(config, compute_dtype=DTYPE).to(DEVICE)
+    model.init_weights(0)
+    groups = param_groups(model.param_roles(), n_embd=width, rates=Rates(), lr_scale=0.125, weight_decay=0.1)
+    loader = RandomRows(vocab_size, tokens // length, length)
+    stage = Pretraining(num_iterations=10_000)
+    return TrainingLoop(model, MuonAdamW(groups, compute_dtype=DTYPE), loader, stage, device=DEVICE), model
+
+
+def step_seconds(loop: TrainingLoop, between: Callable[[], None] = lambda: None, rounds: int = ROUNDS) -> list[float]:
+    """Durations of some steps, after two that warm up, with `between` run before each."""
+    durations: list[float] = []
+    start_step = loop.step
+
+    def on_step(report) -> None:
+        durations.append(report.duration_s)
+        between()
+
+    loop.run(on_step, should_stop=lambda: loop.step - start_step >= rounds + 2)
+    return durations[2:]
+
+
+def speed() -> None:
+    rows = []
+    for windows in ("L", "SSSL"):
+        for compiled in (False, True):
+            loop, model = make_loop(windows=windows)
+            if compiled:
+                from nanochat_apps.training_run import CompiledLoss
+
+                loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
+            peaks: list[float] = []
+            durations = step_seconds(
+                loop, lambda peaks=peaks: peaks.append(devices.measure_matmul_flops(DEVICE, DTYPE, rounds=3))
+            )
+            tokens_per_s = 8192 / statistics.median(durations)
+            peak = statistics.median(peaks)
+            row = {
+                "windows": windows,
+                "compiled": compiled,
+                "tok_per_s": round(tokens_per_s),
+                "spread": [round(8192 / d) for d in (max(durations), min(durations))],
+                "matmul_peak_gflops": round(peak / 1e9),
+                "share_of_peak": round(tokens_per_s * model.flops_per_token() / peak, 3),
+                "dtype": str(DTYPE),
+            }
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+
+
+def profile() -> None:
+    """Time by kind of work: the parts are timed by themselves with torch's profiler, self time only."""
+    from torch.profiler import ProfilerActivity, record_function
+    from torch.profiler import profile as run_profiler
+
+    loop, _ = make_loop()
+    optimizer_step, summed = loop.optimizer.step, defaultdict(float)
+    step_seconds(loop, rounds=1)
+
+    def marked_step(closure=None):
+        with record_function("part::optimizer"):
+            return optimizer_step(closure)
+
+    loop.optimizer.step = marked_step  # type: ignore[method-assign]
+    with run_profiler(activities=[ProfilerActivity.CPU]) as profiler:
+        step_seconds(loop, rounds=2)
+    optimizer_us = 0.0
+    for event in profiler.events():
+        name, self_us = event.name, event.self_cpu_time_total
+        parent, inside_optimizer = event.cpu_parent, event.name == "part::optimizer"
+        while parent is not None and not inside_optimizer:
+            inside_optimizer = parent.name == "part::optimizer"
+            parent = parent.cpu_parent
+        if inside_optimizer:
+            optimizer_us += self_us
+        elif "scaled_dot_product" in name or "flash_attention" in name:
+            summed["attention"] += self_us
+        elif any(kind in name for kind in ("::mm", "::addmm", "::bmm", "mkl")):
+            summed["matrix products"] += self_us
+        elif any(kind in name for kind in ("tanh", "exp", "logsumexp", "gather", "_SummedLoss")):
+            summed["loss"] += self_us
+        elif any(kind in name for kind in ("copy_", "cat", "clone", "fill_", "zero", "embedding", "index")):
+            summed["copies and embeddings"] += self_us
+        elif name.startswith("aten::"):
+            summed["elementwise and norms"] += self_us
+    summed["optimizer"] = optimizer_us
+    total = sum(summed.values())
+    shares = dict(sorted(((name, us / total) for name, us in summed.items()), key=lambda item: item[1]))
+    print(json.dumps({name: round(share, 3) for name, share in shares.items()}))
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="#0969da")
+    axes.bar_label(bars, fmt="%.0f%%", padding=3)
+    axes.set(xlabel="share of a training step, %", title=f"Depth 4, 8,192 tokens, {DEVICE.type}, {DTYPE}, eager")
+    axes.spines[["top", "right"]].set_visible(False)
+    IMAGES.mkdir(exist_ok=True)
+    figure.savefig(IMAGES / "training-step.svg", metadata={"Date": None})
+
+
+def scaling() -> None:
+    """Step time of 2,048 tokens over depth and length, beside the time that the FLOPs alone would take."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    both = figure.subplots(1, 2)
+    sweeps = {
+        "depth": [(depth, {"depth": depth, "width": 64 * depth, "length": 512}) for depth in (4, 6, 8, 12)],
+        "sequence length": [(length, {"length": length}) for length in (256, 512, 1024, 2048)],
+    }
+    for axes, (name, settings) in zip(both, sweeps.items(), strict=True):
+        measured, ideal = [], []
+        for value, changes in settings:
+            loop, model = make_loop(tokens=2048, **changes)
+            peaks: list[float] = []
+            durations = step_seconds(
+                loop, lambda peaks=peaks: peaks.append(devices.measure_matmul_flops(DEVICE, DTYPE, rounds=2)), rounds=3
+            )
+            measured.append(statistics.median(durations))
+            ideal.append(2048 * model.flops_per_token() / statistics.median(peaks))
+            print(
+                json.dumps({name: value, "seconds": round(measured[-1], 3), "flops_alone": round(ideal[-1], 3)}),
+                flush=True,
+            )
+        xs = [value for value, _ in settings]
+        axes.plot(xs, measured, "o-", color="#0969da", label="a step")
+        axes.plot(xs, ideal, "--", color="#57606a", label="its FLOPs at the matmul peak")
+        axes.set(xlabel=name, ylabel="seconds", xscale="log", yscale="log")
+        axes.set_xticks(xs, [str(x) for x in xs])
+        axes.minorticks_off()
+        axes.legend()
+    IMAGES.mkdir(exist_ok=True)
+    figure.savefig(IMAGES / "training-scaling.svg", metadata={"Date": None})
+
+
+def memory() -> None:
+    """Depth 6, vocabulary 32,768, one micro-batch of 16,384 tokens: peak of the process beside what it must hold anyway."""
+    loop, model = make_loop(depth=6, width=384, vocab_size=32768, tokens=16384, length=1024)
+    counts = model.param_counts()
+    held = 4 * (2 * counts["total"] + counts["matrix"] + 2 * (counts["total"] - counts["matrix"]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - 4 * counts["total"]
+    step_seconds(loop, rounds=1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"gib_beside_weights_gradients_optimizer": round((peak - before - held) / 2**30, 2)}))
+
+
+if __name__ == "__main__":
+    devices.keep_freed_memory()
+    {"speed": speed, "profile": profile, "scaling": scaling, "memory": memory}[sys.argv[1]]()

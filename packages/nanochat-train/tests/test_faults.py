@@ -1,0 +1,180 @@
+"""What goes wrong in a long run: the process is killed, memory runs out, float16 overflows, ranks disagree."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from nanochat_train import (
+    LossScale,
+    MuonAdamW,
+    Pretraining,
+    Rates,
+    TrainingLoop,
+    World,
+    list_steps,
+    load_training_state,
+    param_groups,
+    save_checkpoint,
+    state,
+    step_directory,
+    verify_checkpoint,
+)
+from nanochat_train.testing import BigramModel, CountingLoader
+from safetensors.torch import load_file, save_file
+
+NUM_STEPS = 200
+
+
+def make_loop(model=None, **settings) -> TrainingLoop:
+    model = model or BigramModel()
+    groups = param_groups(model.param_roles(), n_embd=8, rates=Rates(), lr_scale=0.1, weight_decay=0.1)
+    stage = Pretraining(num_iterations=NUM_STEPS)
+    return TrainingLoop(
+        model,
+        MuonAdamW(groups),
+        CountingLoader(batch_size=6),
+        stage,
+        device=torch.device("cpu"),
+        grad_accum_steps=2,
+        **settings,
+    )
+
+
+def train_and_save_every_step(root: Path) -> None:
+    """Goes on from the last checkpoint, if there is one."""
+    torch.set_num_threads(1)
+    model = BigramModel()
+    loop = make_loop(model)
+    if steps := list_steps(root):
+        directory = step_directory(root, steps[-1])
+        verify_checkpoint(directory)
+        model.load_state_dict(load_file(directory / "model.safetensors"))
+        state.restore(loop, load_training_state(directory))
+
+    def save(report):
+        save_checkpoint(
+            root,
+            report.step,
+            writers=[lambda d: save_file(model.state_dict(), d / "model.safetensors")],
+            meta={"loss": report.loss},
+            training=state.capture(loop),
+            keep_last=2,
+        )
+
+    loop.run(save)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_moments_it_ends_as_if_never_killed(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    rng = random.Random(0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = fork.Process(target=train_and_save_every_step, args=(whole,))
+    started = time.monotonic()
+    unbroken.start()
+    unbroken.join()
+    duration_s = time.monotonic() - started
+    last = 0
+    for _ in range(30):
+        process = fork.Process(target=train_and_save_every_step, args=(broken,))
+        process.start()
+        while not [step for step in list_steps(broken) if step > last]:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 3 * duration_s / NUM_STEPS))  # anywhere in the next few steps and their saves
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        steps = list_steps(broken)
+        assert steps[-1] > last
+        last = steps[-1]
+        verify_checkpoint(step_directory(broken, last))
+    assert last < NUM_STEPS, "the last kill must come before the end"
+    finishing = fork.Process(target=train_and_save_every_step, args=(broken,))
+    finishing.start()
+    finishing.join()
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        ours, theirs = (load_file(step_directory(root, NUM_STEPS) / file) for root in (broken, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not list(broken.glob(".step_*"))
+
+
+class SmallMemory(BigramModel):
+    """Has room for two rows at a time."""
+
+    def loss(self, token_ids, targets, *, reduction="mean"):
+        if len(token_ids) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+        return super().loss(token_ids, targets, reduction=reduction)
+
+
+def test_when_memory_runs_out_it_goes_on_with_fewer_rows_at_a_time():
+    notes, ours, theirs = [], [], []
+    make_loop(SmallMemory(), note=notes.append).run(ours.append)
+    make_loop().run(theirs.append)
+    assert notes == [
+        "out of memory: going on with 3 rows at a time, which changes nothing but the speed",
+        "out of memory: going on with 2 rows at a time, which changes nothing but the speed",
+    ]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.num_supervised, a.num_tokens) == (b.num_supervised, b.num_tokens)
+        assert a.loss == pytest.approx(b.loss, rel=1e-3, abs=1e-6)
+
+
+def test_a_row_that_does_not_fit_and_other_errors_are_raised():
+    class NoMemory(BigramModel):
+        def loss(self, *_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Broken(BigramModel):
+        def loss(self, *_, **__):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        make_loop(NoMemory()).run(lambda report: None)
+    with pytest.raises(RuntimeError, match="shapes"):
+        make_loop(Broken()).run(lambda report: None)
+
+
+class HalfModel(BigramModel):
+    """Computes in float16, whose largest number is 65504: a loss scaled too far overflows in the backward pass."""
+
+    def loss(self, token_ids, targets, *, reduction="mean"):
+        logits = (self.table.half()[token_ids] @ self.matrix.half().T).float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
+        )
+        return losses.sum()
+
+
+def test_float16_skips_steps_that_overflow_and_then_trains_as_float32_does():
+    scale = LossScale(2.0**30, growth_interval=40)
+    model, reports = HalfModel(), []
+    make_loop(model, loss_scale=scale).run(reports.append)
+    plain_reports = []
+    make_loop().run(plain_reports.append)
+    assert reports[0].loss == reports[1].loss or reports[0].grad_norm == 0.0
+    assert 1.0 < scale.scale < 2.0**30
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    last = [sum(r.loss for r in rs[-30:]) / 30 for rs in (reports, plain_reports)]
+    assert last[0] == pytest.approx(last[1], rel=0.05)
+
+
+def test_the_scale_grows_again_and_its_state_is_kept():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.full((2,), 8.0)
+    scale = LossScale(4.0, growth_interval=2)
+    assert scale.unscale([parameter], World())
+    assert parameter.grad.tolist() == [2.0, 2.0]
+    restored = LossScale()
+    restored.growth_interval = 2
+    restored.load_state_dict(scale.state_dict())
+    assert restored.unscale([parameter], World())
+    assert (restored.scale, restored.good_steps) == (8.0, 0)
+    parameter.grad[0] = float("inf")
+    assert not restored.unscale([parameter], World())
+    assert restored.scale == 4.0
