@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, distributed, paths
+from nanochat_apps import cli, device, distributed, fp8, paths
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +83,8 @@ class Settings:
     device_type: device.DeviceType = "auto"
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
     """Compute dtype; default bfloat16 where the device is fast at it, else float32."""
+    fp8: bool = False
+    """Compute the blocks' matrix products in float8 (Hopper GPUs; needs torchao)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: for long runs, where there is a C++ compiler."""
     plan: bool = False
@@ -130,6 +132,9 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     dtype = device.choose_dtype(where, settings.dtype)
     recipe, model = build(settings, tokenizer, where, dtype)
+    if settings.fp8:
+        fp8.check(where, dtype)
+        fp8.use_fp8(model)
     rows = batch_rows(settings, recipe, model, where, world.size)
     if world.is_main:
         describe(recipe, model, where, dtype)
@@ -171,7 +176,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         )
         limited = islice(batches, max(1, settings.eval_tokens // (rows * settings.max_seq_len * world.size)))
         lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-        return bits_per_byte(model, limited, lengths, device=where, world=world).bpb
+        with fp8.in_bfloat16(model):
+            return bits_per_byte(model, limited, lengths, device=where, world=world).bpb
 
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
