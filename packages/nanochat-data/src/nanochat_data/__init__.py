@@ -8,14 +8,20 @@ from nanochat_data.protocols import Conversations, Renderer, TextEncoder
 from nanochat_data.rows import Batch, RowLoader, pack_best_fit
 from nanochat_data.sources import TextSource, open_text_source
 from nanochat_data.tasks import (
+    ARC,
     COMMON_WORDS,
     GSM8K,
+    MMLU,
     TASKS,
     Conversation,
     CustomJSON,
+    HumanEval,
     Message,
+    MultipleChoice,
     Part,
+    Question,
     SimpleSpelling,
+    SmolTalk,
     SpellingBee,
     Task,
     TaskMixture,
@@ -24,13 +30,16 @@ from nanochat_data.tasks import (
     load_words,
     make_task,
     parse_mixture,
+    render_choices,
 )
 from nanochat_data.token_cache import TokenCache, build_token_cache
 
 __all__ = [
+    "ARC",
     "CLIMBMIX",
     "COMMON_WORDS",
     "GSM8K",
+    "MMLU",
     "TASKS",
     "Batch",
     "Conversation",
@@ -39,13 +48,17 @@ __all__ = [
     "CustomJSON",
     "HubCorpus",
     "HuggingFaceHub",
+    "HumanEval",
     "Message",
+    "MultipleChoice",
     "Part",
     "Prefetcher",
     "PretrainLoader",
+    "Question",
     "Renderer",
     "RowLoader",
     "SimpleSpelling",
+    "SmolTalk",
     "SpellingBee",
     "Task",
     "TaskMixture",
@@ -61,5 +74,6 @@ __all__ = [
     "open_text_source",
     "pack_best_fit",
     "parse_mixture",
+    "render_choices",
     "validation_batches",
 ]

@@ -29,18 +29,21 @@ class HubDataset:
     folder: str
     """Folder of the same rows in a mirror, `gsm8k`."""
 
-    def load(self, split: str, *, folder: Path | None = None, mirror: Path | None = None) -> Sequence[Record]:
+    def load(
+        self, split: str, *, folder: Path | None = None, mirror: Path | None = None, also: Sequence[str] = ()
+    ) -> Sequence[Record]:
         """The split's rows, shuffled the same way wherever they come from.
 
-        `folder` holds `{split}.jsonl`, `.jsonl.gz` or `.parquet` (also `{split}-*`, as the hub names its shards); a mirror
-        holds such a folder by the data set's short name or its hub path. Raises `ValueError` saying where it looked.
+        `folder` holds `{split}.jsonl`, `.jsonl.gz` or `.parquet` (also `{split}-*`, as the hub names its shards), or a file
+        of a name in `also`; a mirror holds such a folder by the data set's short name or its hub path. Raises `ValueError`
+        saying where it looked.
         """
         rows: Sequence[Record]
         if folder is not None:
-            rows = read_records(_found([folder], split))
+            rows = read_records(_found([folder], split, also))
         elif mirror is not None:
             below = Path(self.path, self.config or "")
-            rows = read_records(_found([mirror / self.folder, mirror / below, mirror / self.path], split))
+            rows = read_records(_found([mirror / self.folder, mirror / below, mirror / self.path], split, also))
         else:
             rows = self._load_from_hub(split)
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
@@ -96,12 +99,12 @@ def string_field(record: Record, field: str, source: str) -> str:
     return value
 
 
-def _found(folders: Sequence[Path], split: str) -> list[Path]:
+def _found(folders: Sequence[Path], split: str, also: Sequence[str]) -> list[Path]:
     """The split's files in the first folder that has any."""
     name = re.compile(rf"{re.escape(split)}(-.*)?\.(jsonl|jsonl\.gz|parquet)")
     for folder in folders:
         if folder.is_dir():
-            paths = sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
+            paths = sorted(path for path in folder.iterdir() if name.fullmatch(path.name) or path.name in also)
             if paths:
                 return paths
     looked = " or ".join(str(folder) for folder in dict.fromkeys(folders))

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nanochat_data.tasks.arc import ARC
 from nanochat_data.tasks.base import Task, TaskMixture
 from nanochat_data.tasks.custom_json import CustomJSON
 from nanochat_data.tasks.gsm8k import GSM8K
+from nanochat_data.tasks.humaneval import HumanEval
+from nanochat_data.tasks.mmlu import MMLU
+from nanochat_data.tasks.smoltalk import SmolTalk
 from nanochat_data.tasks.spelling import SimpleSpelling, SpellingBee
 from nanochat_data.tasks.words import load_words
 
@@ -29,8 +33,13 @@ class TaskOptions:
 TaskFactory = Callable[[TaskOptions], Task]
 
 TASKS: Mapping[str, TaskFactory] = {
+    "arc-challenge": lambda options: ARC("ARC-Challenge", options.split, mirror=options.mirror),
+    "arc-easy": lambda options: ARC("ARC-Easy", options.split, mirror=options.mirror),
     "gsm8k": lambda options: GSM8K(options.split, mirror=options.mirror),
+    "humaneval": lambda options: HumanEval(mirror=options.mirror),
+    "mmlu": lambda options: MMLU("auxiliary_train" if options.split == "train" else "test", mirror=options.mirror),
     "simplespelling": lambda options: SimpleSpelling(options.split, words=load_words(options.words)),
+    "smoltalk": lambda options: SmolTalk(options.split, mirror=options.mirror),
     "spellingbee": lambda options: SpellingBee(options.split, words=load_words(options.words)),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from nanochat_data.tasks.choices import render_choices
 from nanochat_data.tinyworld.randomness import Split, phrasings
 
 
@@ -226,11 +227,6 @@ def _choices(rng: random.Random, relation: Relation, subject: str, value: str) -
     choices = [value, *rng.sample(others, 3)]
     rng.shuffle(choices)
     return choices
-
-
-def render_choices(asked: str, choices: list[str]) -> str:
-    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, LETTERS, strict=False))
-    return f"Multiple Choice question: {asked}\n{lines}\nRespond only with the letter of the correct answer."
 
 
 def _pick(rng: random.Random) -> tuple[Relation, str, str]:

@@ -1,0 +1,76 @@
+"""HumanEval: functions to write from their signature and description, graded by running their tests in a sandbox."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nanochat_data.tasks import sandbox
+from nanochat_data.tasks.base import Conversation, Task
+from nanochat_data.tasks.records import HubDataset, string_field
+
+DATASET = HubDataset(path="openai/openai_humaneval", folder="humaneval")
+FENCED = re.compile(r"```(?:python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+class HumanEval(Task):
+    """164 problems. Grading runs what the model wrote; see `sandbox` for what holds it back."""
+
+    def __init__(
+        self, *, folder: Path | None = None, mirror: Path | None = None, limits: sandbox.Limits | None = None
+    ) -> None:
+        self._rows = DATASET.load("test", folder=folder, mirror=mirror, also=("HumanEval.jsonl.gz", "HumanEval.jsonl"))
+        self._limits = limits
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def conversation(self, index: int) -> Conversation:
+        row = self._rows[index]
+        prompt, solution = (string_field(row, field, "HumanEval") for field in ("prompt", "canonical_solution"))
+        conversation: Conversation = {
+            "messages": [
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": f"{prompt}\n{solution}"},
+            ]
+        }
+        tests = {field: string_field(row, field, "HumanEval") for field in ("entry_point", "test")}
+        return {**conversation, **tests}  # type: ignore[typeddict-item]
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        """Whether the program in the completion passes the problem's tests."""
+        return sandbox.run(test_program(conversation, completion), self._limits).passed
+
+
+def test_program(conversation: Conversation, completion: str) -> str:
+    """The prompt's imports, the completion's program, the tests, and the call that runs them."""
+    prompt = conversation["messages"][0]["content"]
+    assert isinstance(prompt, str)
+    item: dict[str, str] = dict(conversation)  # type: ignore[arg-type]
+    imports = leading_imports(prompt)
+    return f"{imports}\n\n{extract_program(completion)}\n\n{item['test']}\ncheck({item['entry_point']})"
+
+
+test_program.__test__ = False  # type: ignore[attr-defined]  # for pytest it looks like a test
+
+
+def leading_imports(prompt: str) -> str:
+    """The import statements before anything else."""
+    lines: list[str] = []
+    for line in prompt.split("\n"):
+        stripped = line.strip()
+        if stripped.startswith(("import ", "from ")):
+            lines.append(stripped)
+        elif stripped and not stripped.startswith("#"):
+            break
+    return "\n".join(lines)
+
+
+def extract_program(completion: str) -> str:
+    """The first fenced block, else all of it.
+
+    >>> extract_program("Sure: ```python\\nx = 1\\n``` Done.")
+    'x = 1'
+    """
+    match = FENCED.search(completion)
+    return (match.group(1) if match else completion).strip()

@@ -1,0 +1,162 @@
+"""The child's side of the sandbox: gives up its rights, runs the program, then echoes the word that follows it.
+
+Run as a script, with nothing but the standard library: sandbox_child.py FOLDER CPU_SECONDS MEMORY_BYTES FILE_BYTES.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_GET_SECCOMP, PR_SET_DUMPABLE = 38, 22, 21, 4
+LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 444, 445, 446
+READ_FILE, READ_DIR, EXECUTE = 1 << 2, 1 << 3, 1 << 0
+ALL_RIGHTS_V1 = (1 << 13) - 1
+TRUNCATE_V3 = 1 << 14
+
+DENIED: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "fork": 57, "vfork": 58, "execve": 59, "execveat": 322, "kill": 62, "tkill": 200, "tgkill": 234, "ptrace": 101,
+        "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_send_signal": 424,
+        "process_vm_readv": 310, "process_vm_writev": 311, "socket": 41, "socketpair": 53, "setsid": 112, "setpgid": 109,
+        "chmod": 90, "fchmodat": 268, "mount": 165, "unshare": 272, "setns": 308, "bpf": 321, "keyctl": 250,
+        "io_uring_setup": 425, "memfd_create": 319, "shmget": 29, "msgget": 68,
+    },
+    "aarch64": {
+        "execve": 221, "execveat": 281, "kill": 129, "tkill": 130, "tgkill": 131, "ptrace": 117,
+        "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424,
+        "process_vm_readv": 270, "process_vm_writev": 271, "socket": 198, "socketpair": 199, "setsid": 157, "setpgid": 154,
+        "fchmodat": 53, "mount": 40, "unshare": 97, "setns": 268, "bpf": 280, "keyctl": 219,
+        "io_uring_setup": 425, "memfd_create": 279, "shmget": 194, "msgget": 186,
+    },
+}  # fmt: skip
+"""System calls by architecture that fail with EPERM."""
+CLONE = {"x86_64": (56, 435), "aarch64": (220, 435)}
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+EPERM, ENOSYS = 1, 38
+CLONE_THREAD = 0x00010000
+SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
+
+
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def has_seccomp() -> bool:
+    return sys.platform == "linux" and platform.machine() in DENIED and libc().prctl(PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+
+
+def landlock_version() -> int:
+    """0 where the kernel has none."""
+    return max(0, libc().syscall(LANDLOCK_CREATE, None, 0, 1)) if sys.platform == "linux" else 0
+
+
+def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> None:
+    import resource
+
+    for name, value in (
+        ("RLIMIT_CPU", cpu_seconds),
+        ("RLIMIT_AS", memory_bytes),
+        ("RLIMIT_FSIZE", file_bytes),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_NOFILE", 64),
+        ("RLIMIT_STACK", 64 << 20),
+    ):
+        if not (name == "RLIMIT_AS" and sys.platform == "darwin"):
+            resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def restrict_files(folder: str) -> None:
+    """Landlock: reading below the interpreter and the system's libraries, everything below `folder`, nothing else."""
+    version = landlock_version()
+    if not version:
+        return
+    handled = ALL_RIGHTS_V1 | ((1 << 13) if version >= 2 else 0) | (TRUNCATE_V3 if version >= 3 else 0)
+    ruleset_attr = struct.pack("Q", handled)
+    ruleset = libc().syscall(LANDLOCK_CREATE, ruleset_attr, len(ruleset_attr), 0)
+    readable = {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc/localtime", "/dev/null", "/dev/urandom"}
+    for path, rights in [*((path, READ_FILE | READ_DIR | EXECUTE) for path in readable), (folder, handled & ~EXECUTE)]:
+        if os.path.exists(path):  # noqa: PTH110 (no imports beyond need)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            if not os.path.isdir(path):  # noqa: PTH112
+                rights &= READ_FILE | EXECUTE
+            rule = struct.pack("=Qi", rights, descriptor)
+            libc().syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, 0)
+            os.close(descriptor)
+    libc().syscall(LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
+
+
+def restrict_calls() -> None:
+    """Seccomp: a filter that denies what `DENIED` names, and new processes but not threads."""
+    if not has_seccomp():
+        return
+    machine = platform.machine()
+    clone, clone3 = CLONE[machine]
+
+    def statement(code: int, k: int) -> bytes:
+        return struct.pack("HBBI", code, 0, 0, k)
+
+    def jump_if_equal(k: int, if_true: int, if_false: int) -> bytes:
+        return struct.pack("HBBI", 0x15, if_true, if_false, k)
+
+    load, answer = 0x20, 0x06
+    program = [
+        statement(load, 4),  # architecture
+        jump_if_equal(AUDIT_ARCH[machine], 1, 0),
+        statement(answer, SECCOMP_RET_KILL),
+        statement(load, 0),  # number of the call
+    ]
+    for number in DENIED[machine].values():
+        program += [jump_if_equal(number, 0, 1), statement(answer, SECCOMP_RET_ERRNO | EPERM)]
+    program += [
+        jump_if_equal(clone3, 0, 1),
+        statement(answer, SECCOMP_RET_ERRNO | ENOSYS),  # glibc then takes clone, whose flags can be seen
+        jump_if_equal(clone, 0, 4),
+        statement(load, 16),  # its flags
+        struct.pack("HBBI", 0x45, 1, 0, CLONE_THREAD),  # jump if the bit is set
+        statement(answer, SECCOMP_RET_ERRNO | EPERM),
+        statement(answer, SECCOMP_RET_ALLOW),
+        statement(answer, SECCOMP_RET_ALLOW),
+    ]
+    code = b"".join(program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    if libc().prctl(PR_SET_SECCOMP, 2, header, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp was refused")
+
+
+def read_exactly(count: int) -> bytes:
+    """From the pipe, without a buffer that would read ahead."""
+    data = b""
+    while len(data) < count:
+        chunk = os.read(0, count - len(data))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return data
+
+
+def main() -> None:
+    folder, cpu_seconds, memory_bytes, file_bytes = sys.argv[1], *map(int, sys.argv[2:5])
+    program = read_exactly(int.from_bytes(read_exactly(8), "big"))
+    echo = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    limit_resources(cpu_seconds, memory_bytes, file_bytes)
+    if sys.platform == "linux":
+        libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        restrict_files(folder)
+        restrict_calls()
+    code = compile(program, "<program>", "exec")
+    exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
+    os.write(echo, os.read(0, 64))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The sandbox passes what is right, fails what is wrong, and holds against programs that mean harm."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from nanochat_data.tasks import sandbox
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
+QUICK = sandbox.Limits(seconds=2.0)
+KERNEL = all(sandbox.protection().values())
+
+GOOD = {
+    "nothing": "",
+    "arithmetic": "assert sum(range(10)) == 45",
+    "standard library": "import math, re, collections, itertools, functools, json, random, heapq, typing, datetime, string, hashlib",
+    "a file of its own": "open('mine.txt', 'w').write('x'); assert open('mine.txt').read() == 'x'",
+    "threads": "import threading; t = threading.Thread(target=lambda: None); t.start(); t.join()",
+    "main guard": "ran = []\nif __name__ == '__main__': ran.append(1)\nassert ran",
+    "unicode": "assert len('naïve 😀') == 7",
+    "much output": "print('x' * 10**6)",
+}
+
+WRONG = {
+    "assertion": "assert 1 == 2",
+    "syntax": "def f(:",
+    "exception": "raise ValueError('no')",
+    "exit 0": "import sys; sys.exit(0)",
+    "exit": "exit()",
+    "quit": "quit(0)",
+    "raise SystemExit": "raise SystemExit(0)",
+    "os._exit(0)": "import os; os._exit(0)",
+    "os._exit in a thread": "import os, threading, time; threading.Thread(target=lambda: os._exit(0)).start(); time.sleep(1)",
+    "exit at exit, test failing": "import atexit, os; atexit.register(lambda: os._exit(0)); assert False",
+    "excepthook": "import sys, os; sys.excepthook = lambda *a: os._exit(0); assert False",
+    "segmentation fault": "import ctypes; ctypes.string_at(0)",
+    "abort": "import os; os.abort()",
+    "recursion": "def f(): return f()\nf()",
+    "output of the word passed": "print('passed'); print('ok'); import os; os._exit(0)",
+    "closing everything": "import os; os.closerange(0, 64)",
+    "closing the pipe": "import os; os.close(0)",
+    "replacing stdin": "import os; os.dup2(os.open('f', os.O_RDWR | os.O_CREAT), 0)",
+    "patching exec": "import builtins; builtins.exec = lambda *a: None; assert False",
+    "patching assert's error": "AssertionError = SystemExit; assert False",
+    "patching os": "import os; os.write = lambda *a: 0; os._exit = lambda c: None; assert False",
+    "null bytes": "x = '\0'",
+    "writing to every descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except OSError: pass\nos._exit(0)",
+}
+
+ENDLESS = {
+    "loop": "while True: pass",
+    "sleep": "import time; time.sleep(1000)",
+    "ignoring signals": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+    "swallowing exceptions": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "infinite output": "while True: print('x' * 10**5)",
+    "infinite errors": "import sys\nwhile True: sys.stderr.write('x' * 10**5)",
+    "big power": "10 ** 10 ** 10",
+    "catastrophic expression": "import re; re.match('(a+)+b', 'a' * 60)",
+    "deadlock": "import threading; l = threading.Lock(); l.acquire(); l.acquire()",
+    "reading the terminal": "import os, time\nwhile os.read(0, 1): pass\ntime.sleep(100)",
+    "threads that never end": "import threading, time\nthreading.Thread(target=lambda: time.sleep(1000)).start()\nwhile True: pass",
+}
+
+GREEDY = {
+    "memory": "x = bytearray(10**11)",
+    "memory step by step": "x = []\nwhile True: x.append(bytearray(10**7))",
+    "a large file": "open('f', 'wb').write(b'x' * 10**9)",
+    "a sparse file": "f = open('f', 'wb'); f.seek(10**12); f.write(b'x'); f.close()",
+    "truncate": "open('f', 'wb').truncate(10**12)",
+    "open files": "x = [open('f', 'w') for _ in range(10**5)]",
+    "many threads": "import threading, time\nfor _ in range(10**5): threading.Thread(target=lambda: time.sleep(100)).start()",
+    "core dump": "import os, signal; os.kill(os.getpid(), signal.SIGQUIT)",
+}
+
+ESCAPES = {
+    "fork": "import os; os.fork()",
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "subprocess": "import subprocess; subprocess.run(['true'])",
+    "system": "import os\nif os.system('true') != 0: raise OSError",
+    "exec": "import os; os.execv('/bin/true', ['true'])",
+    "posix_spawn": "import os; os.posix_spawn('/bin/true', ['true'], {})",
+    "multiprocessing": "import multiprocessing as m; p = m.Process(target=print); p.start(); p.join(); assert p.exitcode == 0",
+    "pty": "import pty; pty.fork()",
+    "kill the parent": "import os, signal; os.kill(os.getppid(), signal.SIGTERM)",
+    "kill everyone": "import os, signal; os.kill(-1, signal.SIGKILL)",
+    "kill the group": "import os, signal; os.killpg(0, signal.SIGKILL)",
+    "signal 0 to the parent": "import os; os.kill(os.getppid(), 0)",
+    "own session": "import os; os.setsid()",
+    "socket": "import socket; socket.socket()",
+    "unix socket": "import socket; socket.socket(socket.AF_UNIX)",
+    "socket pair": "import socket; socket.socketpair()",
+    "download": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:1/')",
+    "name lookup": "import socket; socket.create_connection(('localhost', 80))",
+    "parent's environment": "import os; open(f'/proc/{os.getppid()}/environ', 'rb').read()",
+    "own status": "open('/proc/self/status').read()",
+    "password file": "open('/etc/passwd').read()",
+    "shadow file": "open('/etc/shadow').read()",
+    "home": "import os; os.listdir(os.path.expanduser('~root'))",
+    "root folder": "import os; os.listdir('/')",
+    "write to tmp": "open('/tmp/nanochat-escape', 'w').write('x')",
+    "write beside": "open('../nanochat-escape', 'w').write('x')",
+    "write to the library": "import os; open(os.path.join(os.path.dirname(os.__file__), 'x.py'), 'w').write('x')",
+    "shared memory": "open('/dev/shm/nanochat-escape', 'w').write('x')",
+    "link to the outside": "import os; os.symlink('/etc/passwd', 'p'); open('p').read()",
+    "hard link": "import os; os.link('/etc/passwd', 'p')",
+    "rename to the outside": "open('f', 'w').close(); import os; os.rename('f', '/tmp/nanochat-escape')",
+    "device": "open('/dev/mem', 'rb').read(1)",
+    "mount": "import ctypes\nif ctypes.CDLL(None, use_errno=True).mount(b'none', b'/tmp', b'tmpfs', 0, None) != 0: raise OSError",
+    "trace the parent": "import ctypes, os\nif ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) != 0: raise OSError",
+    "namespaces": "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) != 0: raise OSError",
+    "raw fork": "import ctypes\nif ctypes.CDLL(None).syscall(57) < 0: raise OSError",
+    "raw clone": "import ctypes\nif ctypes.CDLL(None).syscall(56, 17, 0, 0, 0, 0) < 0: raise OSError",
+    "memory file": "import os; os.memfd_create('x')",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_right_programs_pass(name):
+    result = sandbox.run(GOOD[name])
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_and_dishonest_programs_fail(name):
+    assert sandbox.run(WRONG[name], QUICK).outcome in ("failed", "timed out")
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_programs_are_stopped(name):
+    start = time.monotonic()
+    assert sandbox.run(ENDLESS[name], sandbox.Limits(seconds=0.7)).outcome in ("timed out", "failed")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_greedy_programs_are_held(name):
+    limits = sandbox.Limits(seconds=2.0, memory_bytes=256 << 20)
+    assert not sandbox.run(GREEDY[name], limits).passed
+
+
+def test_many_small_files_are_too_much(tmp_path):
+    program = "i = 0\nwhile True:\n    open(str(i), 'wb').write(b'x' * 10**5); i += 1"
+    limits = sandbox.Limits(seconds=10.0, folder_bytes=1 << 20)
+    assert sandbox.run(program, limits).outcome == "too much written"
+
+
+@pytest.mark.skipif(not KERNEL, reason=f"the kernel enforces {sandbox.protection()}")
+@pytest.mark.parametrize("name", ESCAPES)
+def test_escapes_are_denied(name):
+    # Were it allowed, the program would end well; the sandbox must make it raise.
+    result = sandbox.run(ESCAPES[name], QUICK)
+    assert not result.passed
+    assert result.outcome == "failed", result
+    assert not Path("/tmp/nanochat-escape").exists()
+
+
+def test_secrets_of_the_parent_are_not_there(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    assert sandbox.run("import os; assert 'SECRET_TOKEN' not in os.environ and 'hunter2' not in str(os.environ)").passed
+
+
+def test_nothing_is_left_behind():
+    sandbox.run("import os; os.makedirs('a/b'); open('a/b/c', 'w').close()")
+    sandbox.run("open('x', 'w').close()\nwhile True: pass", sandbox.Limits(seconds=0.3))
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("nanochat-sandbox-*"))
+
+
+def test_there_are_enough_hostile_programs():
+    assert sum(map(len, (WRONG, ENDLESS, GREEDY, ESCAPES))) >= 60
