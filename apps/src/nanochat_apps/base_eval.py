@@ -38,6 +38,10 @@ class Settings:
     """Rows at a time."""
     split_tokens: int = 40 * 524_288
     """Tokens to read of each split at most."""
+    core: Path | None = None
+    """Folder of the CORE bundle (core.yaml, eval_meta_data.csv, eval_data/); also scores the model on its tasks."""
+    max_per_task: int | None = None
+    """Items of each CORE task; default: all. Training measures on 500."""
     num_samples: int = 1
     """Samples of each prompt; 0 draws none."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 32
@@ -67,6 +71,8 @@ def evaluate(settings: Settings) -> int:
     print(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
     if settings.data is not None:
         _measure(settings, settings.data, model, tokenizer)
+    if settings.core is not None:
+        _core(settings.core, settings.max_per_task, checkpoint, model, tokenizer)
     if settings.num_samples:
         _sample(settings, model, tokenizer)
     return 0
@@ -88,6 +94,31 @@ def _measure(settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer) -
         )
         result = bits_per_byte(model, batches, lengths, device=model.device)
         print(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
+
+
+def _core(bundle: Path, max_per_task: int | None, checkpoint: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
+    from nanochat_data import load_core_bundle
+    from nanochat_train import TaskResult, evaluate_core
+
+    from nanochat_apps.scoring import PrefixScorer
+
+    def show(task: TaskResult) -> None:
+        print(
+            f"{task.label:<34} {task.accuracy:6.1%} of {task.num_items:>5}"
+            f"   centred {task.centred:+.4f} +- {task.standard_error:.4f}",
+            flush=True,
+        )
+
+    log = checkpoint.parent / f"core_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"
+    result = evaluate_core(
+        load_core_bundle(bundle, max_per_task=max_per_task),
+        lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
+        PrefixScorer(model),
+        log=log,
+        on_task=show,
+    )
+    print(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log}")
 
 
 def _sample(settings: Settings, model: GPT, tokenizer: Tokenizer) -> None:

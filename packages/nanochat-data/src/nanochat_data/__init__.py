@@ -1,6 +1,7 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
 from nanochat_data.conversations import ConversationLoader
+from nanochat_data.core_bundle import CoreTask, load_core_bundle
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
 from nanochat_data.prefetch import Prefetcher
 from nanochat_data.pretrain import PretrainLoader, validation_batches
@@ -45,6 +46,7 @@ __all__ = [
     "Conversation",
     "ConversationLoader",
     "Conversations",
+    "CoreTask",
     "CustomJSON",
     "HubCorpus",
     "HuggingFaceHub",
@@ -69,6 +71,7 @@ __all__ = [
     "TokenCache",
     "build_token_cache",
     "download_shards",
+    "load_core_bundle",
     "load_words",
     "make_task",
     "open_text_source",

@@ -12,6 +12,7 @@ from nanochat_train.checkpoints import (
     step_directory,
     verify_checkpoint,
 )
+from nanochat_train.core import Candidate, CoreResult, Scored, Scorer, TaskResult, evaluate_core
 from nanochat_train.groups import param_groups
 from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
 from nanochat_train.loss_scale import LossScale
@@ -38,7 +39,9 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "BitsPerByte",
+    "Candidate",
     "CheckpointError",
+    "CoreResult",
     "Ema",
     "FineTuning",
     "JsonlSink",
@@ -50,11 +53,14 @@ __all__ = [
     "ProgressSink",
     "Rates",
     "Recipe",
+    "Scored",
+    "Scorer",
     "ShardedMuonAdamW",
     "Sinks",
     "Stage",
     "StepRates",
     "StepReport",
+    "TaskResult",
     "TensorBoardSink",
     "TrainableModel",
     "TrainingLoop",
@@ -63,6 +69,7 @@ __all__ = [
     "World",
     "bits_per_byte",
     "console_sink",
+    "evaluate_core",
     "list_steps",
     "load_meta",
     "load_training_state",

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from nanochat_train.json_lines import read_json_lines
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Value = float | int | str
 PLAIN_INTERVAL_S = 20.0
-CUT_SHORT = 1 << 62
-"""Stands for the step of a line that a crash cut short: after all others."""
 
 
 class MetricSink(Protocol):
@@ -46,10 +46,8 @@ class JsonlSink:
 
     def __init__(self, path: Path, *, resume_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if resume_step and path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
@@ -64,11 +62,8 @@ class JsonlSink:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `JsonlSink`'s file; a last line cut short by a crash is left out, a missing file has none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if _step_of(line) < CUT_SHORT]
+    """The lines of a `JsonlSink`'s file; none where there is no file."""
+    return [line for line in read_json_lines(path) if "step" in line]
 
 
 class PlainSink:
@@ -226,10 +221,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return CUT_SHORT
