@@ -19,6 +19,13 @@ class AnswerTokenizer(Protocol):
     def special_id(self, name: str) -> int | None: ...
 
 
+class DecodingTokenizer(Protocol):
+    """What reading a whole answer needs of a tokenizer."""
+
+    def decode(self, ids: list[int], /) -> str: ...
+    def special_id(self, name: str, /) -> int | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A finished tool call."""
@@ -142,3 +149,16 @@ class StopStrings:
 def _overlap(text: str, string: str) -> int:
     """Length of the longest end of the text that begins the string."""
     return next((n for n in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:n])), 0)
+
+
+def spoken(tokenizer: DecodingTokenizer, token_ids: Sequence[int]) -> str:
+    """The text of a whole answer without what stands between tool markers."""
+    opening = {tokenizer.special_id("<|python_start|>"), tokenizer.special_id("<|output_start|>")}
+    closing = {tokenizer.special_id("<|python_end|>"), tokenizer.special_id("<|output_end|>")}
+    kept, inside = [], False
+    for token_id in token_ids:
+        if token_id in opening or token_id in closing:
+            inside = token_id in opening
+        elif not inside:
+            kept.append(token_id)
+    return tokenizer.decode(kept)

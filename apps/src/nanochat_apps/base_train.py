@@ -165,7 +165,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
 
-    def evaluate() -> float:
+    def evaluate() -> dict[str, float]:
         batches = validation_batches(
             val_source,
             tokenizer,
@@ -177,7 +177,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         limited = islice(batches, max(1, settings.eval_tokens // (rows * settings.max_seq_len * world.size)))
         lengths = torch.from_numpy(tokenizer.token_byte_lengths())
         with fp8.in_bfloat16(model):
-            return bits_per_byte(model, limited, lengths, device=where, world=world).bpb
+            return {"val_bpb": bits_per_byte(model, limited, lengths, device=where, world=world).bpb}
 
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(

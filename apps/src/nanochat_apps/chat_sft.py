@@ -111,10 +111,10 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
 
-    def evaluate() -> float:
+    def evaluate() -> dict[str, float]:
         batches = make_loader(val_task, render, num_epochs=1)
         lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-        return bits_per_byte(model, batches, lengths, device=where, world=world).bpb
+        return {"val_bpb": bits_per_byte(model, batches, lengths, device=where, world=world).bpb}
 
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(

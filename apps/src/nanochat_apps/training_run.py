@@ -40,8 +40,12 @@ class TrainingRun:
     """What `meta.json` says of the run, besides step, stage and scores."""
     total_steps: int | None
     device: torch.device
-    evaluate: Callable[[], float] | None = None
-    """Validation bits per byte now."""
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    """Scores by name now; the first decides which checkpoint is the best: the lowest `val_bpb`, else the highest."""
+    evaluate_first: bool = False
+    """Also before the first step."""
+    describe: Callable[[StepReport], Mapping[str, float]] = lambda _: {}
+    """More metrics of a step."""
     eval_every: int | None = None
     save_every: int | None = None
     keep_last: int | None = None
@@ -66,9 +70,11 @@ class TrainingRun:
             self._sink = Sinks([metrics, console, *self.more_sinks()])
         self.loop.note = lambda text: self._sink.note(f"{self.stage}: {text}")
         try:
+            if self.evaluate_first and self.loop.step == 0:
+                self._evaluate()
             with stop_signals() as stop_requested:
                 finished = self.loop.run(self._after_step, should_stop=stop_requested)
-            if finished and self.eval_every is not None and self.scores.get("val_bpb_step") != self.loop.step:
+            if finished and self.eval_every is not None and self.scores.get("step") != self.loop.step:
                 self.save()
                 self._evaluate()
             if self._saved_step != self.loop.step or finished:
@@ -126,6 +132,7 @@ class TrainingRun:
                 "mfu": tokens_per_s * self.model.flops_per_token() / self._peak_flops,
                 "memory_bytes": devices.peak_memory_bytes(self.device),
                 **self._eta(step),
+                **self.describe(report),
             },
         )
         if self.save_every and step % self.save_every == 0:
@@ -137,11 +144,12 @@ class TrainingRun:
         if self.evaluate is None:
             return
         start_s = time.perf_counter()
-        self.scores["val_bpb"] = self.evaluate()
-        self.scores["val_bpb_step"] = self.loop.step
-        self._sink.log(self.loop.step, {"val_bpb": self.scores["val_bpb"]})
+        scores = self.evaluate()
+        self.scores.update(scores, step=self.loop.step)
+        self._sink.log(self.loop.step, scores)
         seconds = time.perf_counter() - start_s
-        self._sink.note(f"{self.stage} step {self.loop.step}  val bpb {self.scores['val_bpb']:.4f}  ({seconds:.0f} s)")
+        readable = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+        self._sink.note(f"{self.stage} step {self.loop.step}  {readable}  ({seconds:.0f} s)")
 
     def _eta(self, step: int) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self._start_s
@@ -153,12 +161,16 @@ class TrainingRun:
 
 
 def best_step(root: Path) -> int | None:
-    """The step with the lowest validation loss that is still on disk, by the metrics of the run."""
+    """The step with the lowest validation loss, or highest pass@1, that is still on disk, by the metrics of the run."""
     from nanochat_train import list_steps, read_metrics
 
     there = set(list_steps(root))
-    scored = [(line["val_bpb"], line["step"]) for line in read_metrics(root / "metrics.jsonl") if "val_bpb" in line]
-    return min(((bpb, step) for bpb, step in scored if step in there), default=(0.0, None))[1]
+    scored = [
+        (line["val_bpb"] if "val_bpb" in line else -line["pass@1"], line["step"])
+        for line in read_metrics(root / "metrics.jsonl")
+        if ("val_bpb" in line or "pass@1" in line) and line["step"] in there
+    ]
+    return min(scored, default=(0.0, None))[1]
 
 
 @contextmanager

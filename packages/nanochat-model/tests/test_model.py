@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nanochat_model import GPT, GPTConfig, convert
 from nanochat_model.attention import cached_attention, causal_attention
-from nanochat_model.loss import softcap_logits, summed_loss
+from nanochat_model.loss import softcap_logits, summed_loss, token_losses
 from nanochat_model.testing import PlainKVCache, check_cached_equals_full
 
 SIZES = {"sequence_len": 64, "vocab_size": 131, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64}
@@ -157,21 +157,24 @@ def test_windowed_attention_and_its_gradient_equal_masked_attention(T, window, h
     torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_loss_and_gradients_equal_the_plain_ones(monkeypatch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_chunked_loss_and_gradients_equal_the_plain_ones(monkeypatch, weighted):
     monkeypatch.setattr("nanochat_model.loss.CHUNK_ELEMENTS", 50 * 7)
     hidden = torch.randn(33, 16, requires_grad=True)
     weight = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (33,))
     targets[::4] = -1
-    plain = F.cross_entropy(softcap_logits(hidden @ weight.T, 15.0), targets, ignore_index=-1, reduction="sum")
-    chunked = summed_loss(hidden, weight, targets, 15.0)
-    torch.testing.assert_close(chunked, plain)
-    for ours, theirs in zip(
-        torch.autograd.grad(3 * chunked, (hidden, weight)),
-        torch.autograd.grad(3 * plain, (hidden, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    logits = softcap_logits(hidden @ weight.T, 15.0)
+    plain = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+    if weighted:
+        of_tokens = torch.randn(33)
+        ours, theirs = (token_losses(hidden, weight, targets, 15.0) * of_tokens).sum(), (plain * of_tokens).sum()
+    else:
+        ours, theirs = 3 * summed_loss(hidden, weight, targets, 15.0), 3 * plain.sum()
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(loss, (hidden, weight)) for loss in (ours, theirs))
+    for our, their in zip(*gradients, strict=True):
+        torch.testing.assert_close(our, their)
 
 
 def test_loss_reductions_agree_and_stay_finite_without_targets():

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from nanochat_data.tinyworld import TinyWorld, grade
 from nanochat_tokenizer import render_for_completion
 
+from nanochat_apps.answers import spoken
+
 if TYPE_CHECKING:
-    from nanochat_engine import Completion, Engine
+    from nanochat_engine import Engine
 
 HELD_OUT = {
     "arithmetic": "arithmetic with the tool",
@@ -77,21 +79,7 @@ def answer(engine: Engine, conversations: Sequence[Sequence[dict[str, Any]]]) ->
     """The assistant's text in reply to each conversation, greedy, tool calls left out."""
     prompts = [render_for_completion(engine.tokenizer, {"messages": messages}) for messages in conversations]  # type: ignore[arg-type]
     completions = engine.complete_batch(prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
-    return [spoken(engine, samples[0]) for samples in completions]
-
-
-def spoken(engine: Engine, completion: Completion) -> str:
-    """The text of a completion without what stands between tool markers."""
-    special = engine.tokenizer.special_id
-    opening = {special("<|python_start|>"), special("<|output_start|>")}
-    closing = {special("<|python_end|>"), special("<|output_end|>")}
-    kept, inside = [], False
-    for token_id in completion.token_ids:
-        if token_id in opening or token_id in closing:
-            inside = token_id in opening
-        elif not inside:
-            kept.append(token_id)
-    return engine.tokenizer.decode(kept)
+    return [spoken(engine.tokenizer, samples[0].token_ids) for samples in completions]
 
 
 def sample_dialogues(engine: Engine) -> list[list[tuple[str, str]]]:

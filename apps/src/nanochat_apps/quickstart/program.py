@@ -51,7 +51,7 @@ class Size:
 
 FULL = Size(
     depth=4,
-    vocab_size=1536,
+    vocab_size=2048,
     num_documents=30_000,
     base_steps=250,
     sft_steps=750,
@@ -149,9 +149,7 @@ class Quickstart:
         if (directory / "tokenizer.json").exists():
             return None
         source = open_text_source(self.folder / "data", split="train")
-        # A choice's letter must be the same token beside its choice ("=B") as in the answer ("B").
-        texts = (text.replace("=", " ") for text in source.documents())
-        train_tokenizer(texts, vocab_size=self.size.vocab_size).save(directory)
+        train_tokenizer(source.documents(), vocab_size=self.size.vocab_size).save(directory)
         say(f"tokenizer: {self.size.vocab_size} tokens")
         return True
 

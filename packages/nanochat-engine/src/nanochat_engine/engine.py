@@ -117,15 +117,16 @@ class Engine:
         max_tokens: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
-        seed: int = 42,
+        seed: int | Sequence[int] = 42,
         stop_ids: Sequence[int] = (),
         max_rows: int = 32,
         kv_budget_bytes: int | None = None,
     ) -> list[list[Completion]]:
         """Answers many different prompts together: `num_samples` completions for each, in the order of the prompts.
 
-        Prompt i draws from seed `sample_seed(seed, i * num_samples)`, so that prompts do not share their luck. Raises
-        `ValueError` for a prompt that is empty or longer than the context, before any work is done.
+        `seed` is one for each prompt, or a number from which prompt i gets `sample_seed(seed, i * num_samples)`, so that
+        prompts do not share their luck. Raises `ValueError` for a prompt that is empty or longer than the context,
+        before any work is done.
         """
         batcher = self.batcher(max_rows=max_rows, kv_budget_bytes=kv_budget_bytes)
         order = {
@@ -135,7 +136,7 @@ class Engine:
                     max_tokens=max_tokens,
                     temperature=temperature,
                     top_k=top_k,
-                    seed=sample_seed(seed, index * num_samples),
+                    seed=sample_seed(seed, index * num_samples) if isinstance(seed, int) else seed[index],
                     stop_ids=tuple(stop_ids),
                     num_samples=num_samples,
                 )

@@ -23,18 +23,9 @@ def softcap_logits(logits: Tensor, softcap: float) -> Tensor:
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Plain per-token losses (N,) in nats, 0 where ignored; keeps all logits when gradients are recorded."""
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        logits = softcap_logits(F.linear(hidden, weight), softcap)
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-    rows = _chunk_rows(weight)
-    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    return torch.cat(
-        [
-            F.cross_entropy(softcap_logits(F.linear(h, weight), softcap), t, ignore_index=IGNORED, reduction="none")
-            for h, t in chunks
-        ]
-    )
+    """Per-token losses in nats, 0 where ignored: hidden (N, C), weight (V, C), targets (N,) -> float32 (N,)."""
+    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, softcap)
+    return losses
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
@@ -45,6 +36,38 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float)
 
 def _chunk_rows(weight: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS // weight.size(0))
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Computes a chunk's logits twice, since the gradients of the losses are not known before the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.softcap = softcap
+        rows = _chunk_rows(weight)
+        chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+        return torch.cat([_plain_losses(h, weight, t, softcap) for h, t in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        rows = _chunk_rows(weight)
+        for start in range(0, hidden.size(0), rows):
+            part = slice(start, start + rows)
+            with torch.enable_grad():
+                h, w = hidden[part].detach().requires_grad_(), weight.detach().requires_grad_()
+                losses = _plain_losses(h, w, targets[part], ctx.softcap)
+            grad_hidden[part], grad = torch.autograd.grad(losses, (h, w), grad_output[part])
+            grad_weight += grad
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def _plain_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    logits = softcap_logits(F.linear(hidden, weight), softcap)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
 
 
 class _SummedLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Training for nanochat: MuonAdamW, the depth recipe, the training loop, checkpoints, metrics and bits per byte."""
+"""Training for nanochat: MuonAdamW, the depth recipe, the training loop, rollouts, checkpoints, metrics and evaluations."""
 
 from nanochat_train import schedules, state
 from nanochat_train.bpb import BitsPerByte, bits_per_byte
@@ -29,10 +29,11 @@ from nanochat_train.metrics import (
     read_metrics,
 )
 from nanochat_train.optim import MuonAdamW
-from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
+from nanochat_train.protocols import Batch, BatchLoader, TrainableModel, WeightedBatch
 from nanochat_train.recipe import Rates, Recipe
+from nanochat_train.rollouts import Group, Rollout, RolloutLoader, RolloutStatistics, pass_at
 from nanochat_train.sharded import ShardedMuonAdamW
-from nanochat_train.stages import FineTuning, Pretraining
+from nanochat_train.stages import FineTuning, PolicyGradient, Pretraining
 from nanochat_train.world import World
 
 __all__ = [
@@ -44,15 +45,20 @@ __all__ = [
     "CoreResult",
     "Ema",
     "FineTuning",
+    "Group",
     "JsonlSink",
     "LossScale",
     "MetricSink",
     "MuonAdamW",
     "PlainSink",
+    "PolicyGradient",
     "Pretraining",
     "ProgressSink",
     "Rates",
     "Recipe",
+    "Rollout",
+    "RolloutLoader",
+    "RolloutStatistics",
     "Scored",
     "Scorer",
     "ShardedMuonAdamW",
@@ -66,6 +72,7 @@ __all__ = [
     "TrainingLoop",
     "TrainingState",
     "WandbSink",
+    "WeightedBatch",
     "World",
     "bits_per_byte",
     "console_sink",
@@ -74,6 +81,7 @@ __all__ = [
     "load_meta",
     "load_training_state",
     "param_groups",
+    "pass_at",
     "read_metrics",
     "save_checkpoint",
     "schedules",

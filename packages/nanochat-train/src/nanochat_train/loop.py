@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_train.loss_scale import LossScale
 from nanochat_train.optim import MuonAdamW
-from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
+from nanochat_train.protocols import Batch, BatchLoader, TrainableModel, WeightedBatch
 from nanochat_train.world import World
 
 
@@ -166,20 +167,28 @@ class TrainingLoop:
                 torch.cuda.empty_cache()
 
     def _backward(self, batches: list[Batch], num_supervised: int) -> Tensor:
+        """Gradients of the step's objective; returns the mean loss of its supervised tokens."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            for inputs, targets in zip(self._pieces(batch.inputs), self._pieces(batch.targets), strict=True):
-                loss = self.model.loss(inputs, targets, reduction="sum") / max(num_supervised, 1)
-                torch.autograd.backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
+            parts = [self._pieces(array) for array in (batch.inputs, batch.targets)]
+            weights = self._pieces(batch.weights) if isinstance(batch, WeightedBatch) else [None] * len(parts[0])
+            for inputs, targets, weight in zip(*parts, weights, strict=True):
+                if weight is None:
+                    loss = objective = self.model.loss(inputs, targets, reduction="sum") / max(num_supervised, 1)
+                else:
+                    losses = self.model.loss(inputs, targets, reduction="none")
+                    loss, objective = losses.detach().sum() / max(num_supervised, 1), (losses * weight).sum()
+                torch.autograd.backward(objective if self.loss_scale is None else objective * self.loss_scale.scale)
                 total += loss.detach()
         return total
 
-    def _pieces(self, array: Any) -> tuple[Tensor, ...]:
-        return self._tensor(array).tensor_split(self.pieces)
+    def _pieces(self, array: NDArray[Any]) -> tuple[Tensor, ...]:
+        return torch.split(self._tensor(array), -(-len(array) // self.pieces))
 
-    def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(array).to(self.device, dtype=torch.int64, non_blocking=True)
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array).to(self.device, non_blocking=True)
+        return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def set_rates(optimizer: MuonAdamW, rates: StepRates) -> None:

@@ -193,6 +193,10 @@ def console_sink(stream: TextIO, *, title: str, total_steps: int | None) -> Metr
 _FORMATS = {
     "loss": "loss {:.4f}",
     "val_bpb": "val bpb {:.4f}",
+    "pass@1": "pass@1 {:.3f}",
+    "reward": "reward {:.3f}",
+    "length": "length {:.0f}",
+    "cut_off": "cut off {:.0%}",
     "grad_norm": "grad {:.2f}",
     "tokens_per_s": "{:,.0f} tok/s",
     "mfu": "MFU {:.1%}",

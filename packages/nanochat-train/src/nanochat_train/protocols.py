@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,16 @@ class Batch(Protocol):
 
     @property
     def targets(self) -> NDArray[np.int32]:
+        """(B, T)"""
+        ...
+
+
+@runtime_checkable
+class WeightedBatch(Batch, Protocol):
+    """A batch whose objective is the sum of its tokens' losses, each times a weight, over all batches of a step."""
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
         """(B, T)"""
         ...
 

@@ -1,4 +1,4 @@
-"""The stages' schedules: pretraining runs a number of steps, supervised fine-tuning runs through its conversations."""
+"""The stages' schedules: pretraining and reinforcement learning run a number of steps, fine-tuning its conversations."""
 
 from __future__ import annotations
 
@@ -61,3 +61,22 @@ class FineTuning:
 
     def finished(self, step: int) -> bool:
         return self.num_iterations is not None and step >= self.num_iterations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyGradient:
+    """Linear to zero over a fixed number of steps; no weight decay on matrices."""
+
+    num_iterations: int
+    lr_scale: float = 0.05
+    muon_momentum: float = 0.95
+
+    def rates(self, step: int) -> StepRates:
+        return StepRates(
+            lr_multiplier=self.lr_scale * (1 - step / self.num_iterations),
+            muon_momentum=self.muon_momentum,
+            weight_decay_multiplier=0.0,
+        )
+
+    def finished(self, step: int) -> bool:
+        return step >= self.num_iterations

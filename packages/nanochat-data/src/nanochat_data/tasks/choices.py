@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from nanochat_data.tasks.base import Conversation, EvalType, Task, text_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ONLY_LETTER = "Respond only with the letter of the correct answer."
 
 
 def render_choices(question: str, choices: Sequence[str], letters: Sequence[str] = LETTERS) -> str:
     """The question, a line `- choice=letter` each, and how to answer; nothing stands between `=` and the letter."""
     lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=False))
-    return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
+    return f"Multiple Choice question: {question}\n{lines}\n{ONLY_LETTER}"
 
 
 @dataclass(frozen=True, slots=True)

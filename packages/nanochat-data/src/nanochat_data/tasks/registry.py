@@ -17,6 +17,7 @@ from nanochat_data.tasks.mmlu import MMLU
 from nanochat_data.tasks.smoltalk import SmolTalk
 from nanochat_data.tasks.spelling import SimpleSpelling, SpellingBee
 from nanochat_data.tasks.words import load_words
+from nanochat_data.tinyworld.task import TinyWorldTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,9 @@ class TaskOptions:
     """A word a line, for the spelling tasks; None: the built-in list."""
 
 
+TINYWORLD_SIZE = 10_000
+"""Of a set without an end."""
+
 TaskFactory = Callable[[TaskOptions], Task]
 
 TASKS: Mapping[str, TaskFactory] = {
@@ -41,6 +45,9 @@ TASKS: Mapping[str, TaskFactory] = {
     "simplespelling": lambda options: SimpleSpelling(options.split, words=load_words(options.words)),
     "smoltalk": lambda options: SmolTalk(options.split, mirror=options.mirror),
     "spellingbee": lambda options: SpellingBee(options.split, words=load_words(options.words)),
+    "tinyworld": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split),
+    "tinyworld-arithmetic": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split, skill="arithmetic"),
+    "tinyworld-two-steps": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split, skill="two_steps"),
 }
 
 ENTRY = re.compile(r"(?P<name>.+?)(\[:(?P<limit>\d+)\])?(:(?P<times>\d+))?")

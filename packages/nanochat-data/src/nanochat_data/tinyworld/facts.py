@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from nanochat_data.tasks.choices import render_choices
+from nanochat_data.tasks.choices import ONLY_LETTER, render_choices
 from nanochat_data.tinyworld.randomness import Split, phrasings
 
 
@@ -181,16 +181,17 @@ LOOKUPS = (
     "Which is {v}?",
 )
 """Questions that name the choice: they teach to bind a choice to its letter, apart from knowing the fact."""
-READINGS = (
-    "What does {l} say?",
-    "What is {l}?",
-    "Read {l}.",
-    "Which one is {l}?",
-    "What stands at {l}?",
-    "Say what {l} is.",
-    "And {l}?",
+WHOLE_LINE = "Respond with the line of the correct answer."
+LINES = (
+    "Which line is {l}?",
+    "Read line {l}.",
+    "Show {l}.",
+    "Which line says {v}?",
+    "Read the line of {v}.",
+    "Show {v}.",
+    "And the line of {v}?",
 )
-"""The way back: from a letter to its choice."""
+"""Questions whose answer is a line of the list, word for word: the letter follows its choice."""
 
 
 def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:
@@ -204,20 +205,24 @@ def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:
 def choice_lesson(rng: random.Random) -> list[tuple[str, str]]:
     """A multiple-choice question and a few short ones about the same choices, with their answers.
 
-    A letter alone is little to learn from: the short questions teach where each choice and its letter stand.
+    A letter alone is little to learn from: the others teach where each choice and its letter stand.
     """
     relation, subject, value = _pick(rng)
     choices = _choices(rng, relation, subject, value)
+    lines = {choice: f"- {choice}={letter}" for choice, letter in zip(choices, LETTERS, strict=True)}
     asked = _sentence(rng.choice(phrasings(relation.questions, "train")).format(s=subject))
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         asked = rng.choice(LOOKUPS).format(v=value)
-    turns = [(render_choices(asked, choices), LETTERS[choices.index(value)])]
+    if rng.random() < 0.3:
+        listed = render_choices(asked, choices).replace(ONLY_LETTER, WHOLE_LINE)
+        turns = [(listed, lines[value])]
+    else:
+        turns = [(render_choices(asked, choices), lines[value][-1])]
     for choice in rng.sample(choices, rng.randint(0, 3)):
-        letter = LETTERS[choices.index(choice)]
-        if rng.random() < 0.7:
-            turns.append((rng.choice(LOOKUPS).format(v=choice), letter))
+        if rng.random() < 0.5:
+            turns.append((rng.choice(LOOKUPS).format(v=choice), lines[choice][-1]))
         else:
-            turns.append((rng.choice(READINGS).format(l=letter), f"{_sentence(choice)}."))
+            turns.append((rng.choice(LINES).format(v=choice, l=lines[choice][-1]), lines[choice]))
     return turns
 
 

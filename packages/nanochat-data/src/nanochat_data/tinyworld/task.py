@@ -40,7 +40,7 @@ def grade(skill: str, expected: Any, completion: str) -> bool:
     `expected` is a string, with `|` between alternatives where one of several will do.
     """
     said = completion.strip()
-    if skill in ("arithmetic", "letters", "follow_up"):
+    if skill in ("arithmetic", "two_steps", "letters", "follow_up"):
         numbers = re.findall(r"-?\d+(?:\.\d+)?", said.replace(",", ""))
         return bool(numbers) and float(numbers[-1]) == float(expected)
     if skill == "choice":

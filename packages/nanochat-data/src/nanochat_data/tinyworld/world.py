@@ -8,19 +8,19 @@ from typing import Any
 from nanochat_data.tinyworld import arithmetic, chats, facts, identity, letters, stories
 from nanochat_data.tinyworld.randomness import Split, dress, generator
 
-SKILLS = ("arithmetic", "letters", "spelling", "choice", "facts", "identity", "recall", "follow_up")
+SKILLS = ("arithmetic", "two_steps", "letters", "spelling", "choice", "facts", "identity", "recall", "follow_up")
 
 MIXTURE = {
-    "arithmetic": 22,
-    "letters": 18,
+    "arithmetic": 26,
+    "letters": 20,
     "spelling": 3,
-    "choice": 28,
+    "choice": 22,
     "facts": 8,
     "identity": 15,
     "recall": 3,
     "follow_up": 3,
 }
-"""Conversations of a training set by skill, in percent."""
+"""Conversations of a training set by skill, in percent; a part of the arithmetic has two steps."""
 
 Conversation = dict[str, Any]
 
@@ -59,7 +59,14 @@ class TinyWorld:
 
 
 def _arithmetic(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
-    problem = arithmetic.problem(rng, split)
+    return _calculation(rng, arithmetic.problem(rng, split))
+
+
+def _two_steps(rng: random.Random, split: Split) -> tuple[list[chats.Message], str]:
+    return _calculation(rng, arithmetic.two_steps(rng, split))
+
+
+def _calculation(rng: random.Random, problem: arithmetic.Problem) -> tuple[list[chats.Message], str]:
     return chats.calculation(dress(rng, problem.question), problem.expression, problem.answer), problem.answer
 
 
@@ -102,6 +109,7 @@ def _follow_up(rng: random.Random, split: Split) -> tuple[list[chats.Message], s
 
 _MAKERS = {
     "arithmetic": _arithmetic,
+    "two_steps": _two_steps,
     "letters": _letters,
     "spelling": _spelling,
     "choice": _choice,

@@ -1,0 +1,208 @@
+"""chat-rl: makes a chat model better at a task with a reward, by policy gradient on answers that it samples itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nanochat_apps import cli, device, distributed, paths
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_data import Task
+    from nanochat_train import RolloutLoader, StepReport, World
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """A reinforcement learning run on one task, from a fine-tuned model."""
+
+    task: Annotated[str, tyro.conf.arg(aliases=["-a"])] = "gsm8k"
+    """A task by name, a .jsonl file, or your own as file.py:NAME, a Task or a function that takes the split and makes one."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the fine-tuned model, and of the new one; default: the largest."""
+    model_step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    num_epochs: int = 1
+    """Times through the task, where --num-iterations is not given."""
+    num_iterations: int | None = None
+    examples_per_step: int = 16
+    """Prompts of an optimizer step, over all ranks."""
+    num_samples: int = 16
+    """Answers to each prompt."""
+    device_batch_size: int = 8
+    """Answers in a training pass."""
+    max_rows: int = 64
+    """Answers that are sampled side by side."""
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 256
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 1.0
+    top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = 50
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    matrix_lr: float = 0.02
+    scalar_lr: float = 0.5
+    init_lr_frac: float = 0.05
+    """On all of these rates at the first step; they fall to zero from there."""
+    eval_every: int = 60
+    """Steps between evaluations on the task's test split."""
+    eval_examples: int = 400
+    eval_samples: int = 8
+    """Answers to each test prompt; gives pass@1 to pass@k."""
+    save_every: int | None = 60
+    keep: int | None = None
+    resume_from_step: int | None = None
+    """Go on from this checkpoint of the same tag; 0 takes the last."""
+    device_type: device.DeviceType = "auto"
+    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+    run: str | None = None
+    """Also log to wandb under this name (extra wandb of nanochat-train)."""
+    tensorboard: bool = False
+    """Also write TensorBoard files beside the checkpoints (extra tensorboard of nanochat-train)."""
+    seed: int = 42
+
+
+def train(settings: Settings) -> int:
+    """Trains on the task that the settings name."""
+    from nanochat_apps.tasks import rewarding_task
+
+    train_task, test_task = (rewarding_task(settings.task, split) for split in ("train", "test"))
+    return 0 if reinforce(settings, train_task, test_task) else cli.INTERRUPTED
+
+
+def reinforce(settings: Settings, train_task: Task, test_task: Task) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+    with distributed.joined(settings.device_type) as (world, where):
+        return _reinforce(settings, train_task, test_task, world, where)
+
+
+def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: World, where: torch.device) -> bool:
+    import torch
+    from nanochat_engine import Engine
+    from nanochat_model import load_model
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import (
+        LossScale,
+        PolicyGradient,
+        Rates,
+        RolloutLoader,
+        TrainingLoop,
+        param_groups,
+        verify_checkpoint,
+    )
+
+    from nanochat_apps.rollouts import Sampler, pass_at_k
+    from nanochat_apps.training_run import TrainingRun, chosen_sinks, make_optimizer, resume, settings_as_json
+
+    start = paths.find_checkpoint("sft", settings.model_tag, settings.model_step)
+    verify_checkpoint(start)
+    dtype = device.choose_dtype(where, settings.dtype)
+    tokenizer = Tokenizer.load(start / "tokenizer")
+    model = load_model(start, device=where, dtype=dtype)
+    sampler = Sampler(
+        engine=Engine(model, tokenizer),
+        tokenizer=tokenizer,
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        max_rows=settings.max_rows,
+    )
+    num_steps = settings.num_iterations or settings.num_epochs * len(train_task) // settings.examples_per_step
+    loader = RolloutLoader(
+        lambda indices, seeds: sampler.rollouts(
+            [train_task[i] for i in indices], train_task, settings.num_samples, seeds
+        ),
+        num_examples=len(train_task),
+        examples_per_step=settings.examples_per_step,
+        num_samples=settings.num_samples,
+        rows_per_batch=settings.device_batch_size,
+        pad_id=tokenizer.bos_id,
+        seed=settings.seed,
+        identity={"task": train_task.fingerprint, **sampler.identity},
+        world=world,
+    )
+    rates = Rates(
+        unembedding=settings.unembedding_lr,
+        embedding=settings.embedding_lr,
+        matrix=settings.matrix_lr,
+        scalar=settings.scalar_lr,
+    )
+    groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
+    loop = TrainingLoop(
+        model,
+        make_optimizer(groups, world, compute_dtype=model.compute_dtype),
+        loader,
+        PolicyGradient(num_iterations=num_steps, lr_scale=settings.init_lr_frac),
+        device=where,
+        grad_accum_steps=loader.batches_per_step,
+        world=world,
+        loss_scale=LossScale() if dtype == torch.float16 else None,
+    )
+    root = paths.checkpoints_root("rl") / start.parent.name
+    if settings.resume_from_step is not None:
+        resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
+    samples = SampleLog(root / SAMPLES_FILE, after_step=loop.step) if world.is_main else None
+    if world.is_main:
+        print(f"{len(train_task):,} examples, starting from {start.parent.name}/{start.name}", file=sys.stderr)
+
+    def evaluate() -> dict[str, float]:
+        return pass_at_k(
+            sampler, test_task[: settings.eval_examples], settings.eval_samples, seed=settings.seed, world=world
+        )
+
+    def describe(report: StepReport) -> dict[str, float]:
+        if samples is not None:
+            samples.add(report.step, loader, tokenizer.decode)
+        # Of what was sampled, not of the whole distribution: the mean surprise of a sample is its entropy's estimate.
+        return {**loader.statistics.means(world), "entropy": report.loss}
+
+    run = TrainingRun(
+        loop=loop,
+        model=model,
+        tokenizer=tokenizer,
+        root=root,
+        stage="rl",
+        meta={
+            "settings": settings_as_json(settings),
+            "started_from": start.name,
+            "data_fingerprint": train_task.fingerprint,
+        },
+        total_steps=num_steps,
+        device=where,
+        evaluate=evaluate,
+        evaluate_first=True,
+        describe=describe,
+        eval_every=settings.eval_every,
+        save_every=settings.save_every,
+        keep_last=settings.keep,
+        more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
+    )
+    return run.run()
+
+
+class SampleLog:
+    """An answer of each step with its reward, as JSON lines; a run that goes on from a step drops those after it."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        from nanochat_train import JsonlSink
+
+        self._sink = JsonlSink(path, resume_step=after_step)
+
+    def add(self, step: int, loader: RolloutLoader, decode: Any) -> None:
+        rollout = loader.groups[0][0]
+        self._sink.log(
+            step, {"text": decode(list(rollout.token_ids)), "reward": rollout.reward, "cut_off": rollout.cut_off}
+        )
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(train, Settings, prog="chat-rl", description="Reinforcement learning of a chat model on a task.")
+
+
+if __name__ == "__main__":
+    main()

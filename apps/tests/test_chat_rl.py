@@ -1,0 +1,123 @@
+"""chat-rl on toy sizes: from a fine-tuned model to a better one, stopped and gone on with, on tasks of one's own."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from nanochat_apps import chat_rl, paths
+from nanochat_apps.cli import UsageError
+from nanochat_apps.tasks import rewarding_task
+from nanochat_data.tinyworld import TinyWorld
+from nanochat_model import GPT, GPTConfig, load_model, save_model
+from nanochat_tokenizer import train_tokenizer
+from nanochat_train import list_steps, load_meta, read_metrics, save_checkpoint
+
+OWN_TASK = '''
+from nanochat_data import Task
+
+class SayE(Task):
+    """Pays for the letter e."""
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return 8
+
+    def conversation(self, index):
+        messages = [{"role": "user", "content": f"Say it {index} times."}, {"role": "assistant", "content": "e"}]
+        return {"messages": messages}
+
+    def evaluate(self, conversation, completion):
+        return "e" in completion
+
+def broken(split):
+    return 3
+'''
+
+
+@pytest.fixture
+def chat_model(tmp_path, monkeypatch):
+    """A fine-tuned checkpoint with random weights."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    tokenizer = train_tokenizer((TinyWorld(0).document(i) for i in range(100)), vocab_size=300)
+    model = GPT(
+        GPTConfig(n_layer=1, n_embd=32, n_head=2, n_kv_head=2, sequence_len=256, vocab_size=tokenizer.vocab_size)
+    )
+    model.init_weights(0)
+    save_checkpoint(
+        paths.checkpoints_root("sft") / "tiny",
+        1,
+        writers=[lambda d: save_model(model, d), lambda d: tokenizer.save(d / "tokenizer")],
+        meta={"stage": "sft", "tokenizer_fingerprint": tokenizer.fingerprint},
+    )
+    own = tmp_path / "own.py"
+    own.write_text(OWN_TASK)
+    return chat_rl.Settings(
+        task=f"{own}:SayE",
+        num_iterations=4,
+        examples_per_step=2,
+        num_samples=4,
+        device_batch_size=4,
+        max_new_tokens=6,
+        eval_every=2,
+        eval_examples=4,
+        eval_samples=2,
+        save_every=2,
+        init_lr_frac=1.0,
+        device_type="cpu",
+        dtype="float32",
+    )
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(chat_model):
+    assert chat_rl.train(chat_model) == 0
+    root = paths.checkpoints_root("rl") / "tiny"
+    assert list_steps(root) == [2, 4]
+    straight = load_model(root / "step_000004").state_dict()
+    start = load_model(paths.find_checkpoint("sft")).state_dict()
+    assert any(not torch.equal(start[name], straight[name]) for name in start)
+    for file in sorted((root / "step_000004").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert chat_rl.train(replace(chat_model, resume_from_step=2)) == 0
+    resumed = load_model(root / "step_000004").state_dict()
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_a_run_leaves_scores_curves_and_samples(chat_model):
+    chat_rl.train(chat_model)
+    root = paths.checkpoints_root("rl") / "tiny"
+    meta = load_meta(root / "step_000004")
+    assert (meta["stage"], meta["started_from"], meta["scores"]["step"]) == ("rl", "step_000001", 4)
+    assert 0 <= meta["scores"]["pass@1"] <= meta["scores"]["pass@2"] <= 1
+    lines = read_metrics(root / "metrics.jsonl")
+    assert [line["step"] for line in lines if "pass@1" in line] == [0, 2, 4]
+    assert {"reward", "length", "cut_off", "useful_groups", "entropy"} <= set(lines[1])
+    samples = [json.loads(line) for line in (root / chat_rl.SAMPLES_FILE).read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [1, 2, 3, 4]
+    assert samples[0]["text"].startswith("<|bos|><|user_start|>Say it")
+
+
+def test_going_on_with_another_task_is_refused(chat_model):
+    chat_rl.train(chat_model)
+    with pytest.raises(ValueError, match="task '"):
+        chat_rl.train(replace(chat_model, task="tinyworld-arithmetic", resume_from_step=2))
+
+
+@pytest.mark.parametrize(
+    ("task", "complaint"),
+    [
+        ("nowhere.py:Task", "no such file"),
+        ("{own}:Missing", "must be a nanochat_data.Task"),
+        ("{own}:broken", "must be a nanochat_data.Task"),
+        ("{own}.jsonl", "no grader"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_on_is_one_line(tmp_path, task, complaint):
+    own = tmp_path / "own.py"
+    own.write_text(OWN_TASK)
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    own.with_suffix(".py.jsonl").write_text(json.dumps(chat) + "\n")
+    with pytest.raises(UsageError, match=complaint):
+        rewarding_task(task.format(own=own), "train")

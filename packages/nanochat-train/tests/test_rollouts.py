@@ -1,0 +1,195 @@
+"""Rollouts against the formulas by hand: weights, masks, ranks, resuming, and a policy that learns what pays."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from nanochat_train import (
+    MuonAdamW,
+    PolicyGradient,
+    Rollout,
+    RolloutLoader,
+    TrainingLoop,
+    World,
+    pass_at,
+)
+from nanochat_train.testing import BigramModel
+
+PROMPT = [1, 2]
+
+
+def rollout(answer, reward, mask=None, *, cut_off=False):
+    mask = [1] * len(answer) if mask is None else mask
+    return Rollout(token_ids=[*PROMPT, *answer], mask=[0, 0, *mask], reward=reward, cut_off=cut_off)
+
+
+GROUP = [
+    rollout([3, 4, 5], 1.0),
+    rollout([6], 0.0),
+    rollout([7, 8, 9, 10], 0.0, [1, 0, 0, 1]),
+    rollout([3, 5], 1.0, cut_off=True),
+]
+
+
+def make_loader(collect, *, num_examples=6, examples_per_step=2, rows_per_batch=2, world=None, num_samples=4, seed=0):
+    return RolloutLoader(
+        collect,
+        num_examples=num_examples,
+        examples_per_step=examples_per_step,
+        num_samples=num_samples,
+        rows_per_batch=rows_per_batch,
+        pad_id=0,
+        seed=seed,
+        identity={"task": "a"},
+        world=world,
+    )
+
+
+def make_loop(model, loader, num_iterations, *, lr=0.05, lr_scale=1.0):
+    groups = [
+        {"params": params, "kind": "adamw", "lr": lr, "initial_lr": lr, "initial_weight_decay": 0.0}
+        for params in model.param_roles().values()
+    ]
+    return TrainingLoop(
+        model,
+        MuonAdamW(groups),
+        loader,
+        PolicyGradient(num_iterations=num_iterations, lr_scale=lr_scale),
+        device=torch.device("cpu"),
+        grad_accum_steps=loader.batches_per_step,
+    )
+
+
+def test_the_gradient_is_that_of_the_policy_gradient_written_out():
+    model, oracle = BigramModel(), BigramModel()
+    loader = make_loader(lambda indices, seeds: [GROUP, GROUP[::-1]])
+    loop = make_loop(model, loader, 1)
+    loop.run(lambda report: None)
+    objective = torch.zeros(())
+    for group in (GROUP, GROUP[::-1]):
+        for part in (group[:2], group[2:]):
+            num_valid = sum(sum(r.mask) for r in part)
+            for r in part:
+                logits = oracle.table[torch.tensor(r.token_ids[:-1])] @ oracle.matrix.T
+                logp = logits.log_softmax(-1)[range(len(r.token_ids) - 1), r.token_ids[1:]]
+                advantage = r.reward - sum(other.reward for other in group) / len(group)
+                objective = objective + (logp * torch.tensor(r.mask[1:])).sum() * advantage / (num_valid * 2 * 2)
+    (-objective).backward()
+    torch.testing.assert_close(model.table.grad, oracle.table.grad)
+    torch.testing.assert_close(model.matrix.grad, oracle.matrix.grad)
+
+
+def test_prompts_tool_tokens_and_padding_are_never_supervised():
+    batches = list(itertools.islice(make_loader(lambda indices, seeds: [GROUP, GROUP]), 2))
+    assert batches[0].targets.tolist() == [[-1, 3, 4, 5], [-1, 6, -1, -1]]
+    assert batches[1].targets.tolist() == [[-1, 7, -1, -1, 10], [-1, 3, 5, -1, -1]]
+    assert batches[1].inputs.tolist() == [[1, 2, 7, 8, 9], [1, 2, 3, 0, 0]]
+
+
+def test_groups_with_equal_rewards_teach_nothing_and_cost_nothing():
+    equal = [rollout([3, 4, 5, 6], 1.0)] * 4
+    loader = make_loader(lambda indices, seeds: [equal, equal])
+    model = BigramModel()
+    before = [p.detach().clone() for params in model.param_roles().values() for p in params]
+    make_loop(model, loader, 1).run(lambda report: None)
+    after = [p for params in model.param_roles().values() for p in params]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert loader.statistics.means() == {"reward": 1.0, "length": 4.0, "cut_off": 0.0, "useful_groups": 0.0}
+
+
+def test_statistics_are_means_over_rollouts():
+    loader = make_loader(lambda indices, seeds: [GROUP, [rollout([3], 0.0)] * 4])
+    next(loader)
+    assert loader.statistics.means() == {"reward": 0.25, "length": 1.5, "cut_off": 0.125, "useful_groups": 0.5}
+
+
+def test_ranks_share_a_step_out_and_together_sample_what_one_process_samples():
+    def asked(world):
+        calls = []
+
+        def collect(indices, seeds):
+            calls.append(list(zip(indices, seeds, strict=True)))
+            return [GROUP] * len(indices)
+
+        loader = make_loader(collect, examples_per_step=4, world=world)
+        for _ in range(3 * loader.batches_per_step):
+            next(loader)
+        return calls
+
+    whole = asked(World())
+    halves = [asked(World(rank, 2)) for rank in range(2)]
+    for step, calls in enumerate(whole):
+        assert calls[::2] == halves[0][step]
+        assert calls[1::2] == halves[1][step]
+
+
+def test_every_example_comes_once_an_epoch_in_another_order():
+    loader = make_loader(lambda indices, seeds: [], num_examples=6, examples_per_step=2)
+    epochs = [[index for step in range(3 * e, 3 * e + 3) for index in loader.examples(step)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_resumed_loader_goes_on_with_the_same_rollouts():
+    def collect(indices, seeds):
+        return [
+            [rollout([index, seed % 11], float(k % 2)) for k in range(4)]
+            for index, seed in zip(indices, seeds, strict=True)
+        ]
+
+    loader = make_loader(collect)
+    for _ in range(3 * loader.batches_per_step):
+        next(loader)
+    resumed = make_loader(collect)
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    for _ in range(2 * loader.batches_per_step):
+        assert np.array_equal(next(loader).inputs, next(resumed).inputs)
+
+
+def test_a_position_of_another_run_is_refused_by_name():
+    loader = make_loader(lambda indices, seeds: [])
+    with pytest.raises(ValueError, match="seed 1, now 0"):
+        loader.load_state_dict(make_loader(lambda indices, seeds: [], seed=1).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"examples_per_step": 7}, "examples_per_step=7"),
+        ({"num_samples": 1}, "num_samples=1"),
+        ({"rows_per_batch": 0}, "rows_per_batch=0"),
+        ({"examples_per_step": 3, "world": World(0, 2)}, "no multiple of the 2 ranks"),
+    ],
+)
+def test_bad_sizes_are_named(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make_loader(lambda indices, seeds: [], **changes)
+
+
+@pytest.mark.parametrize("num_right", range(6))
+def test_pass_at_k_is_the_share_of_choices_with_a_right_answer(num_right):
+    answers = [index < num_right for index in range(5)]
+    for k in range(1, 6):
+        choices = list(itertools.combinations(answers, k))
+        assert pass_at(k, 5, num_right) == pytest.approx(sum(any(choice) for choice in choices) / len(choices))
+
+
+def test_a_policy_learns_what_pays():
+    """One-token answers; only token 10 is paid."""
+    model = BigramModel()
+
+    def collect(indices, seeds):
+        groups = []
+        for seed in seeds:
+            probs = (model.table[2] @ model.matrix.T).softmax(-1).detach()
+            drawn = torch.multinomial(probs, 8, replacement=True, generator=torch.Generator().manual_seed(seed))
+            groups.append([rollout([token], float(token == 10)) for token in drawn.tolist()])
+        return groups
+
+    loader = make_loader(collect, num_samples=8, examples_per_step=4)
+    rewards = []
+    make_loop(model, loader, 60).run(lambda report: rewards.append(loader.statistics.means()["reward"]))
+    assert rewards[0] < 0.5
+    assert np.mean(rewards[-5:]) > 0.9
