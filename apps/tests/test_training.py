@@ -191,19 +191,20 @@ def test_quickstart_runs_to_its_report_and_a_second_time_skips(tmp_path, monkeyp
         base_steps=2,
         sft_steps=2,
         num_conversations=200,
+        rl_steps=2,
         questions_per_skill=2,
     )
     monkeypatch.setattr(program, "SMOKE", tiny)
     assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
     page = (tmp_path / "quickstart-smoke/report/report.html").read_text()
     assert "arithmetic with the tool" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "http-equiv" not in page
     capsys.readouterr()
     assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if line.endswith("done already")] == [
-        f"{stage}: done already" for stage in ("data", "tokenizer", "base", "sft", "evaluation")
+        f"{stage}: done already" for stage in ("data", "tokenizer", "base", "sft", "rl", "evaluation")
     ]
 
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nanochat_apps import base_train, chat_sft, cli, device, paths
+from nanochat_apps import base_train, chat_rl, chat_sft, cli, device, paths
+
+if TYPE_CHECKING:
+    from nanochat_data.tinyworld import Split
+    from nanochat_engine import Engine
+
+    from nanochat_apps.quickstart.evaluation import Score
 
 TAG = "quickstart"
 SEQUENCE_LEN = 256
 BATCH_TOKENS = 4096
 FLOPS_PER_TOKEN = 22e6
 """Of the model below, to say beforehand how long it will take."""
+SPLITS: tuple[Split, Split] = ("train", "test")
+STAGES = ("base", "sft", "rl")
 USUAL_MFU = 0.4
+OTHER_MINUTES = 4.0
+"""Compiling, sampling for reinforcement learning, and evaluations."""
 RATE_BOOST = 3.4
 """The recipe's rates suit long runs; scaled down for a batch this small they would learn too slowly in minutes."""
 
@@ -46,6 +57,7 @@ class Size:
     base_steps: int
     sft_steps: int
     num_conversations: int
+    rl_steps: int
     questions_per_skill: int
 
 
@@ -56,6 +68,7 @@ FULL = Size(
     base_steps=250,
     sft_steps=750,
     num_conversations=200_000,
+    rl_steps=24,
     questions_per_skill=100,
 )
 SMOKE = Size(
@@ -65,6 +78,7 @@ SMOKE = Size(
     base_steps=12,
     sft_steps=12,
     num_conversations=2_000,
+    rl_steps=2,
     questions_per_skill=4,
 )
 
@@ -82,17 +96,13 @@ class Quickstart:
     def run(self) -> bool:
         """All stages; False if a signal stopped one (a second run goes on from there)."""
         if self.settings.fresh:
-            for made in (
-                self.folder,
-                paths.checkpoints_root("base") / self.tag,
-                paths.checkpoints_root("sft") / self.tag,
-            ):
+            for made in (self.folder, *(paths.checkpoints_root(stage) / self.tag for stage in STAGES)):
                 shutil.rmtree(made, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._announce()
         if not (self._timed("data", self._data) and self._timed("tokenizer", self._tokenizer)):
             return False
-        if not (self._timed("base", self._base) and self._timed("sft", self._sft)):
+        if not (self._timed("base", self._base) and self._timed("sft", self._sft) and self._timed("rl", self._rl)):
             return False
         self._evaluate_and_report()
         return True
@@ -103,7 +113,7 @@ class Quickstart:
         dtype = device.choose_dtype(where)
         flops = device.measure_matmul_flops(where, dtype)
         tokens = (self.size.base_steps + self.size.sft_steps) * BATCH_TOKENS
-        minutes = tokens * FLOPS_PER_TOKEN / (USUAL_MFU * flops) / 60 + 1.5
+        minutes = tokens * FLOPS_PER_TOKEN / (USUAL_MFU * flops) / 60 + OTHER_MINUTES
         why = "" if device.has_fast_bf16(where) else "; this processor has no fast bf16"
         say(f"quickstart: everything goes to {self.folder.parent}")
         say(f"training {tokens / 1e6:.1f} M tokens on {where.type} in {str(dtype).removeprefix('torch.')}{why}")
@@ -132,11 +142,9 @@ class Quickstart:
         if (self.folder / "data" / "valid.jsonl").exists():
             return None
         world = TinyWorld(self.settings.seed)
-        for split, name, count in (
-            ("train", "train", self.size.num_documents),
-            ("test", "valid", self.size.num_documents // 50),
-        ):
-            lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))  # type: ignore[arg-type]
+        counts = self.size.num_documents, self.size.num_documents // 50
+        for split, name, count in zip(SPLITS, ("train", "valid"), counts, strict=True):
+            lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))
             write_lines(self.folder / "data" / f"{name}.jsonl", lines)
         say(f"data: {self.size.num_documents:,} generated documents")
         return True
@@ -208,28 +216,57 @@ class Quickstart:
         task = TinyWorldTask(size=self.size.num_conversations, split="train", seed=self.settings.seed)
         return chat_sft.fine_tune(settings, task)
 
+    def _rl(self) -> bool | None:
+        from nanochat_data.tinyworld import TinyWorldTask
+
+        from nanochat_apps.quickstart.evaluation import MAX_ANSWER_TOKENS
+
+        steps = self.size.rl_steps
+        done = last_step("rl", self.tag)
+        if done == steps:
+            return None
+        settings = chat_rl.Settings(
+            model_tag=self.tag,
+            num_iterations=steps,
+            examples_per_step=16,
+            num_samples=8,
+            device_batch_size=8,
+            max_new_tokens=MAX_ANSWER_TOKENS,
+            init_lr_frac=0.1,
+            eval_every=steps,
+            eval_examples=self.size.questions_per_skill,
+            eval_samples=4,
+            save_every=max(steps // 3, 1),
+            keep=1,
+            resume_from_step=0 if done else None,
+            device_type=self.settings.device_type,
+            seed=self.settings.seed,
+        )
+        train_task, test_task = (
+            TinyWorldTask(
+                size=self.size.num_conversations,
+                split=split,
+                skill=("arithmetic", "letters"),
+                seed=self.settings.seed + 1,
+            )
+            for split in SPLITS
+        )
+        return chat_rl.reinforce(settings, train_task, test_task)
+
     def _evaluate_and_report(self) -> None:
         from nanochat_engine import load
 
         from nanochat_apps.quickstart import evaluation, report
 
-        checkpoint = paths.find_checkpoint("sft", self.tag)
         where = device.choose_device(self.settings.device_type)
-        engine = load(checkpoint, device=where, dtype=device.choose_dtype(where))
-        scores_file = self.folder / "scores.json"
-        if scores_file.exists():
-            say("evaluation: done already")
-            scores = [evaluation.Score(**score) for score in json.loads(scores_file.read_text())]
-        else:
-            start = time.perf_counter()
-            scores = evaluation.evaluate(engine, num_questions=self.size.questions_per_skill, seed=self.settings.seed)
-            scores_file.write_text(json.dumps([asdict(score) for score in scores], indent=2))
-            self.timings_file.write_text(
-                json.dumps({**self.timings(), "evaluation": round(time.perf_counter() - start, 1)})
-            )
-        for score in scores:
-            say(f"  {score.name:<34} {score.num_right:>3} of {score.num_asked}")
-        dialogues = evaluation.sample_dialogues(engine)
+        engines = {
+            stage: load(paths.find_checkpoint(stage, self.tag), device=where, dtype=device.choose_dtype(where))
+            for stage in ("sft", "rl")
+        }
+        scores = self._scores(engines)
+        for before, after in zip(scores["sft"], scores["rl"], strict=True):
+            say(f"  {after.name:<40} {after.num_right:>3} of {after.num_asked}   before RL: {before.num_right}")
+        dialogues = evaluation.sample_dialogues(engines["rl"])
         for dialogue in dialogues:
             say("")
             for role, text in dialogue:
@@ -240,11 +277,30 @@ class Quickstart:
             timings=self.timings(),
             dialogues=dialogues,
             size=asdict(self.size),
-            metrics={stage: paths.checkpoints_root(stage) / self.tag / "metrics.jsonl" for stage in ("base", "sft")},
+            metrics={stage: paths.checkpoints_root(stage) / self.tag / "metrics.jsonl" for stage in STAGES},
         )
         say(f"\nreport: {page}")
-        say(f"talk to it:  uv run chat-cli -g {self.tag}")
-        say(f"serve it:    uv run chat-web -g {self.tag} --host 127.0.0.1 --port {self.settings.port}")
+        say(f"talk to it:  uv run chat-cli -i rl -g {self.tag}")
+        say(f"serve it:    uv run chat-web -i rl -g {self.tag} --host 127.0.0.1 --port {self.settings.port}")
+
+    def _scores(self, engines: Mapping[str, Engine]) -> dict[str, list[Score]]:
+        """Of the model before and after reinforcement learning, measured once and kept."""
+        from nanochat_apps.quickstart import evaluation
+
+        file = self.folder / "scores.json"
+        if file.exists():
+            say("evaluation: done already")
+            kept = json.loads(file.read_text())
+            return {stage: [evaluation.Score(**score) for score in scores] for stage, scores in kept.items()}
+        start = time.perf_counter()
+        scores = {
+            stage: evaluation.evaluate(engine, num_questions=self.size.questions_per_skill, seed=self.settings.seed)
+            for stage, engine in engines.items()
+        }
+        file.write_text(json.dumps({stage: [asdict(score) for score in made] for stage, made in scores.items()}))
+        timings = {**self.timings(), "evaluation": round(time.perf_counter() - start, 1)}
+        self.timings_file.write_text(json.dumps(timings))
+        return scores
 
 
 def last_step(source: str, tag: str) -> int:
@@ -275,7 +331,7 @@ def start(settings: Settings) -> int:
     if settings.serve:
         from nanochat_apps import chat_web
 
-        web = chat_web.Settings(model_tag=quickstart.tag, host="127.0.0.1", port=settings.port)
+        web = chat_web.Settings(source="rl", model_tag=quickstart.tag, host="127.0.0.1", port=settings.port)
         return chat_web.serve(web) or 0
     return 0
 

@@ -14,7 +14,7 @@ from nanochat_apps.quickstart.evaluation import Score
 def write(
     folder: Path,
     *,
-    scores: Sequence[Score],
+    scores: Mapping[str, Sequence[Score]],
     timings: Mapping[str, float],
     dialogues: Sequence[Sequence[tuple[str, str]]],
     size: Mapping[str, Any],
@@ -29,10 +29,18 @@ def write(
         "<h1>nanochat quickstart</h1>",
         f"<p>A model of depth {size['depth']} trained in {total_s / 60:.1f} minutes.</p>",
         "<h2>Scores</h2><p>Greedy answers to questions that training never held.</p>",
-        page.table(["skill", "right", "asked"], [(s.name, s.num_right, s.num_asked) for s in scores]),
-        *(mistakes(score) for score in scores if score.mistakes),
+        page.table(
+            ["skill", "right after fine-tuning", "right after reinforcement learning", "asked"],
+            [
+                (after.name, before.num_right, after.num_right, after.num_asked)
+                for before, after in zip(scores["sft"], scores["rl"], strict=True)
+            ],
+        ),
+        *(mistakes(score) for score in scores["rl"] if score.mistakes),
         "<h2>Loss</h2>",
-        *(f"<figure>{curve_svg(stage, rows)}</figure>" for stage, rows in curves.items() if rows),
+        *(f"<figure>{curve_svg(stage, curves[stage])}</figure>" for stage in ("base", "sft")),
+        "<h2>Reward</h2>",
+        f"<figure>{reward_svg(curves['rl'])}</figure>",
         "<h2>Time</h2>",
         page.table(["stage", "seconds"], list(timings.items())),
         "<h2>Dialogues</h2>",
@@ -60,6 +68,20 @@ def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
         right.plot(*zip(*bpb, strict=True), "o-", color="#cf222e", label="validation")
         right.set_ylabel("validation, bits a byte", color="#cf222e")
     axes.legend(loc="upper right")
+    return page.as_svg(figure)
+
+
+def reward_svg(rows: Sequence[Mapping[str, float]]) -> str:
+    """Mean reward of a step's rollouts, and the share of test questions that one answer gets right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, style in (("reward", "-"), ("pass@1", "o-")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), style, label=name)
+    axes.set(xlabel="step", ylabel="share", ylim=(0, 1.02), title="rl")
+    axes.legend(loc="lower right")
     return page.as_svg(figure)
 
 

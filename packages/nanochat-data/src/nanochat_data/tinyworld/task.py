@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from nanochat_data.tasks.base import Conversation, Task
@@ -11,21 +12,22 @@ from nanochat_data.tinyworld.world import TinyWorld
 
 
 class TinyWorldTask(Task):
-    """`size` conversations of a split, of one skill or of the mixture."""
+    """`size` conversations of a split, of the mixture, of one skill, or of several in turn."""
 
-    def __init__(self, *, size: int, split: Split, skill: str | None = None, seed: int = 0) -> None:
+    def __init__(self, *, size: int, split: Split, skill: str | Sequence[str] | None = None, seed: int = 0) -> None:
         if size < 1:
             raise ValueError(f"size={size} must be at least 1")
         self.size = size
         self.split = split
-        self.skill = skill
+        self.skills = (skill,) if isinstance(skill, str) or skill is None else tuple(skill)
         self._world = TinyWorld(seed)
 
     def __len__(self) -> int:
         return self.size
 
     def conversation(self, index: int) -> Conversation:
-        item: Conversation = self._world.conversation(index, split=self.split, skill=self.skill)  # type: ignore[assignment]
+        skill = self.skills[index % len(self.skills)]
+        item: Conversation = self._world.conversation(index, split=self.split, skill=skill)  # type: ignore[assignment]
         return item
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
