@@ -1,10 +1,10 @@
-"""Tokenizers of other projects: the reference's pickled tiktoken encoding."""
+"""Reads the tokenizer of karpathy/nanochat, a pickled tiktoken encoding."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nanochat_tokenizer.pickled import read_pickled_encoding
+from nanochat_tokenizer.convert.pickled import read_pickled_encoding
 from nanochat_tokenizer.tokenizer import Tokenizer
 
 MAX_PICKLE_BYTES = 256 * 2**20
