@@ -62,7 +62,15 @@ def test_a_source_file_says_what_it_is_stays_small_and_runs_no_loaded_code(path)
     tree = ast.parse(text)
     assert ast.get_docstring(tree)
     assert text.count("\n") <= MAX_LINES
-    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and not reads_weights(node)
+    }
     assert not calls & FORBIDDEN_CALLS
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert "pickle" not in imported
+
+
+def reads_weights(call: ast.Call) -> bool:
+    """torch.load(..., weights_only=True), which builds tensors and nothing else."""
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    return ast.unparse(call.func) == "torch.load" and keywords.get("weights_only") == "True"

@@ -60,7 +60,7 @@ def find_checkpoint(source: str, tag: str | None = None, step: int | None = None
         raise UsageError(
             f"no complete {source} checkpoint with tag {tag} in {root} (there: {', '.join(sorted(tags))}){made_by}"
         )
-    folder = tags[tag] if tag is not None else max(tags.values(), key=_precedence)
+    folder = tags[tag] if tag is not None else max(tags.values(), key=precedence)
     steps = _steps(folder)
     if step is not None and step not in steps:
         raise UsageError(f"no complete step {step} in {folder} (there: {', '.join(map(str, sorted(steps)))})")
@@ -75,6 +75,7 @@ def _steps(tag_folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match and (path / "manifest.json").is_file()}
 
 
-def _precedence(tag_folder: Path) -> tuple[int, float]:
+def precedence(tag_folder: Path) -> tuple[int, float]:
+    """Orders tags: by depth where the name is d<depth>, else by age."""
     depth = re.fullmatch(r"d(\d+)", tag_folder.name)
     return (int(depth[1]) if depth else -1, tag_folder.stat().st_mtime)

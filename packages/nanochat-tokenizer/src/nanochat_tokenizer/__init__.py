@@ -1,5 +1,6 @@
 """Byte-pair tokenizer and chat format of nanochat: text to token ids, conversations to ids and loss masks."""
 
+from nanochat_tokenizer import convert
 from nanochat_tokenizer.conversation import (
     Conversation,
     Message,
@@ -25,6 +26,7 @@ __all__ = [
     "Part",
     "Tokenizer",
     "checked_messages",
+    "convert",
     "render_conversation",
     "render_for_completion",
     "train_tokenizer",
