@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
+import tracemalloc
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -76,6 +80,53 @@ def test_what_is_no_expression_has_no_value(expression: str) -> None:
 def test_no_text_raises(expression: str) -> None:
     result = use_calculator(expression)
     assert result is None or isinstance(result, str)
+
+
+PIECES = [
+    "(", ")", "+", "-", "*", "/", ".", ",", " ", "'", '"', "count", ".count(", "')", "**", "//", "%", "e", "_", "\\", "\x00",
+    "0", "9", "1,000", "999,999,999", "0.1", ".", "1e308", "9" * 50, "9" * 333, "0" * 300, "." + "3" * 300, "1/3", "-(", "((((",
+    "))))", "'aaaa'.count('a')", "\u0661", "\uff11", "\U0001f642", "\ud800", "import os", "lambda:", "\n", "\t", ":=", "{}",
+]  # fmt: skip
+
+
+def hostile_expressions(seed: int) -> Iterator[str]:
+    """Pieces in any order, one piece or pair again and again, and the corpus with characters changed, without end."""
+    rng = random.Random(seed)
+    while True:
+        yield "".join(rng.choices(PIECES, k=rng.randrange(1, 40)))
+        yield "".join(rng.choices("0123456789+-*/(). ,", k=rng.randrange(1, 300)))
+        yield (rng.choice(PIECES) + rng.choice(PIECES)) * rng.randrange(1, 200)
+        operators = rng.choice(["+-", "*/", "/", "*", "+-*/"])
+        yield "".join(f"{rng.randrange(10 ** rng.randrange(1, 30))}{rng.choice(operators)}" for _ in range(25)) + "7"
+        text = list(rng.choice(HOSTILE))
+        for _ in range(min(len(text), 3)):
+            text[rng.randrange(len(text))] = rng.choice(PIECES)
+        yield "".join(text)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_hostile_expressions_are_answered_at_once() -> None:
+    """None raises, none takes 50 ms of the processor."""
+    slowest_s = 0.0
+    for expression in itertools.islice(hostile_expressions(0), 100_000):
+        start_s = time.thread_time()
+        use_calculator(expression)
+        slowest_s = max(slowest_s, time.thread_time() - start_s)
+    assert slowest_s < 0.05
+
+
+def test_hostile_expressions_take_little_memory() -> None:
+    largest_bytes = 0
+    tracemalloc.start()
+    try:
+        for expression in itertools.islice(hostile_expressions(1), 2_000):
+            tracemalloc.reset_peak()
+            before_bytes, _ = tracemalloc.get_traced_memory()
+            use_calculator(expression)
+            largest_bytes = max(largest_bytes, tracemalloc.get_traced_memory()[1] - before_bytes)
+    finally:
+        tracemalloc.stop()
+    assert largest_bytes < 16 * 2**20
 
 
 numbers = (

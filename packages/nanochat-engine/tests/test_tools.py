@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from nanochat_engine import DEFAULT_TOOLS, Engine, Tools
+from nanochat_engine import DEFAULT_TOOLS, Batcher, Engine, Request, Tools
 from nanochat_engine.testing import ByteTokenizer, ScriptedLM
-from nanochat_engine.tools import Toolbox, ToolState
+from nanochat_engine.tools import MAX_OUTPUT_CHARS, MAX_RUNNING, Toolbox, ToolState
 
 TOKENIZER = ByteTokenizer()
 PYTHON_START, PYTHON_END, OUTPUT_START, OUTPUT_END = range(261, 265)
@@ -17,7 +20,8 @@ MARKERS = ("<|python_start|>", "<|python_end|>")
 def feed(tools: Tools, token_ids: list[int]) -> list[int]:
     """What a row is forced to say after it has said these tokens."""
     state = ToolState(Toolbox(tools, TOKENIZER))
-    return [forced for token in token_ids for forced in state.feed(token)]
+    calls = [state.feed(token) for token in token_ids]
+    return [forced for call in calls if call is not None for forced in call.answer(wait_s=5.0) or []]
 
 
 def call(text: str) -> list[int]:
@@ -50,6 +54,19 @@ def test_a_tool_that_raises_forces_nothing_and_says_so_in_the_log(caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert feed({MARKERS: fail}, call("1")) == []
     assert "a tool failed" in caplog.text
+
+
+def leave(_: str) -> str:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("tool", [lambda _: None, lambda _: 42, lambda _: b"42", lambda _: "\ud800", leave])
+def test_a_tool_that_returns_no_text_forces_nothing(tool: Callable[[str], Any]) -> None:
+    assert feed({MARKERS: tool}, call("1")) == []
+
+
+def test_endless_output_is_cut() -> None:
+    assert len(feed({MARKERS: lambda _: "a" * 10**6}, call("1"))) == MAX_OUTPUT_CHARS + 2
 
 
 def test_output_that_spells_special_tokens_stays_text() -> None:
@@ -86,3 +103,91 @@ def test_the_engine_forces_the_output_with_mask_0() -> None:
     results, masks = Engine(ScriptedLM(astray), TOKENIZER).generate_batch([256], temperature=0)
     assert results == [[256, *script[:-1]]]
     assert masks == [[0] + [1] * 11 + [0] * 4 + [1]]
+
+
+def test_a_slow_tool_holds_up_its_own_row_only() -> None:
+    """The other request runs to its end while the tool works; then the tool's answer comes, and the row goes on."""
+    release = threading.Event()
+
+    def slow(text: str) -> str:
+        release.wait(10)
+        return text.upper()
+
+    def script(history: list[int]) -> int:
+        said = history[1:]
+        return ([*call("a"), *output("A"), 260] if history[0] == 1 else [66] * 9)[len(said)]
+
+    batcher = Batcher(ScriptedLM(script), TOKENIZER, tools={MARKERS: slow})
+    waits = batcher.submit(Request(token_ids=[1]))
+    other = batcher.submit(Request(token_ids=[2], max_tokens=8))
+    said: dict[int, list[int]] = {waits: [], other: []}
+    while not batcher.idle:
+        for event in batcher.step():
+            assert event.token_id is not None
+            said[event.request_id].append(event.token_id)
+            if event.request_id == other and event.finished:
+                assert said[waits] == call("a")
+                release.set()
+    assert said[waits] == [*call("a"), *output("A"), 260]
+    assert said[other] == [66] * 8
+
+
+def test_a_tool_that_never_returns_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+    script = [*call("a"), *b"no answer", 260]
+    batcher = Batcher(
+        ScriptedLM(lambda history: script[len(history) - 1]),
+        TOKENIZER,
+        tools={MARKERS: lambda _: str(release.wait(60))},
+        tool_time_limit_s=0.05,
+    )
+    batcher.submit(Request(token_ids=[1]))
+    said = []
+    with caplog.at_level(logging.WARNING):
+        while not batcher.idle:
+            said += [event.token_id for event in batcher.step()]
+    release.set()
+    assert said == script
+    assert "longer than 0.05 s" in caplog.text
+
+
+def test_a_row_that_waits_for_its_tool_can_be_cancelled() -> None:
+    release = threading.Event()
+    batcher = Batcher(
+        ScriptedLM(lambda history: call("a")[len(history) - 1]),
+        TOKENIZER,
+        tools={MARKERS: lambda _: str(release.wait(60))},
+    )
+    request_id = batcher.submit(Request(token_ids=[1]))
+    for _ in range(5):
+        batcher.step()
+    assert batcher.cancel(request_id)
+    assert [event.finished for event in batcher.step()] == ["cancelled"]
+    release.set()
+    assert batcher.idle
+
+
+def test_tools_that_hang_do_not_pile_up_without_end(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+    toolbox = Toolbox({MARKERS: lambda _: str(release.wait(60))}, TOKENIZER, time_limit_s=0.01)
+    state = ToolState(toolbox)
+    calls = [[state.feed(token) for token in call("a")][-1] for _ in range(MAX_RUNNING + 1)]
+    release.set()
+    assert [made is None for made in calls] == [False] * MAX_RUNNING + [True]
+    assert "no further one is started" in caplog.text
+
+
+def test_a_column_waits_for_the_sample_whose_tool_is_slow() -> None:
+    """`generate` gives no blank for a sample that rests: that would say it has ended."""
+    release = threading.Event()
+    num_calls = iter(range(2))
+
+    def slow_once(text: str) -> str:
+        if next(num_calls) == 0:
+            release.wait(0.1)
+        return text
+
+    script = [*call("a"), *output("a"), 66, 260]
+    engine = Engine(ScriptedLM(lambda history: script[len(history) - 1]), TOKENIZER, tools={MARKERS: slow_once})
+    columns = [tokens for tokens, _ in engine.generate([1], num_samples=2)]
+    assert columns == [[token, token] for token in script]

@@ -90,7 +90,8 @@ class EventStream(AsyncIterator[Event]):
 class AsyncEngine:
     """Streams requests through one batcher on a thread of its own. Use as an async context manager, or call `aclose`.
 
-    With `max_waiting`, a request that finds that many others waiting is refused with `QueueFullError`.
+    What finished answers have read is kept, up to `prefix_budget_bytes`, for the conversation's next turn. With
+    `max_waiting`, a request that finds that many others waiting is refused with `QueueFullError`.
     """
 
     def __init__(
@@ -100,10 +101,16 @@ class AsyncEngine:
         max_rows: int = 32,
         kv_budget_bytes: int | None = None,
         prefill_tokens: int = 512,
+        prefix_budget_bytes: int = 1 << 28,
+        tool_time_limit_s: float = 5.0,
         max_waiting: int | None = None,
     ) -> None:
         self._batcher: Batcher = engine.batcher(
-            max_rows=max_rows, kv_budget_bytes=kv_budget_bytes, prefill_tokens=prefill_tokens
+            max_rows=max_rows,
+            kv_budget_bytes=kv_budget_bytes,
+            prefill_tokens=prefill_tokens,
+            prefix_budget_bytes=prefix_budget_bytes,
+            tool_time_limit_s=tool_time_limit_s,
         )
         self._max_waiting = max_waiting
         self._lock = threading.Lock()

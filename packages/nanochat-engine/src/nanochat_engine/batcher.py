@@ -7,50 +7,33 @@ request and the model, whatever runs beside it.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from nanochat_engine.prefixes import PrefixCache
 from nanochat_engine.protocols import CausalLM, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
+from nanochat_engine.rows import Prefill, Row, next_chunk
 from nanochat_engine.runner import make_runner
-from nanochat_engine.sampling import sample_next_token, sample_seed
-from nanochat_engine.tools import DEFAULT_TOOLS, Toolbox, Tools, ToolState
+from nanochat_engine.sampling import sample_next_token
+from nanochat_engine.steps import ModelStep
+from nanochat_engine.tools import DEFAULT_TOOLS, Toolbox, Tools
 
 ASSISTANT_END = "<|assistant_end|>"
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One sample being generated; its index in the batcher's list is its row in the cache."""
-
-    request_id: int
-    request: Request
-    sample: int
-    limit: int
-    generator: torch.Generator
-    tool: ToolState
-    forced: deque[int] = field(default_factory=deque)
-    next_token: int | None = None
-    """The token to read next; None while the prompt is being read."""
-    num_generated: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Prefill:
-    """A prompt being read in its first sample's row; the other samples' rows lie idle until it is copied to them."""
-
-    rows: list[_Row]
-    num_read: int = 0
+REST_S = 0.005
+"""Pause of a step in which nothing could be done because every row waits for a tool."""
 
 
 class Batcher:
     """Continuous batching over at most `max_rows` rows and, if given, `kv_budget_bytes` of KV cache.
 
     Requests are admitted in the order they came, each as soon as all of its samples have room. At most `prefill_tokens`
-    prompt tokens are read a step, so that a long prompt does not hold up the rows that decode.
+    prompt tokens are read a step, so that a long prompt does not hold up the rows that decode. What finished rows have
+    read is kept, up to `prefix_budget_bytes`, for prompts that begin the same. A tool has `tool_time_limit_s`, during
+    which its row rests and the others go on. `model_step` is how the model is called, by default eagerly.
     """
 
     def __init__(
@@ -62,20 +45,24 @@ class Batcher:
         max_rows: int = 32,
         kv_budget_bytes: int | None = None,
         prefill_tokens: int = 512,
+        prefix_budget_bytes: int = 0,
+        tool_time_limit_s: float = 5.0,
+        model_step: ModelStep | None = None,
     ) -> None:
         if max_rows < 1 or prefill_tokens < 1:
             raise ValueError(f"max_rows={max_rows} and prefill_tokens={prefill_tokens} must be at least 1")
-        self._model = model
-        self._runner = make_runner(model)
-        self._toolbox = Toolbox(tools, tokenizer)
+        self._max_context = model.max_context
+        self._runner = make_runner(model, max_rows=max_rows, budget_bytes=kv_budget_bytes, model_step=model_step)
+        self._toolbox = Toolbox(tools, tokenizer, time_limit_s=tool_time_limit_s)
+        self._prefixes = PrefixCache(prefix_budget_bytes)
         self._end_ids = {tokenizer.bos_id, tokenizer.special_id(ASSISTANT_END)} - {None}
         self._max_rows = max_rows
         self._kv_budget_bytes = kv_budget_bytes
         self._prefill_tokens = prefill_tokens
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._prefills: deque[_Prefill] = deque()
-        self._rows: list[_Row] = []
+        self._prefills: list[Prefill] = []
+        self._rows: list[Row] = []
         self._events: list[Event] = []
 
     @property
@@ -100,7 +87,7 @@ class Batcher:
 
     def check(self, request: Request) -> None:
         """Raises `ValueError` with the values if the request can never be served."""
-        request.check(self._model.max_context)
+        request.check(self._max_context)
         if request.num_samples > self._max_rows:
             raise ValueError(f"num_samples={request.num_samples} is more than max_rows={self._max_rows}")
         needed = self._runner.bytes_for(request.num_samples, self._num_slots(request))
@@ -120,10 +107,7 @@ class Batcher:
         for waiting in self._waiting:
             if waiting[0] == request_id:
                 self._waiting.remove(waiting)
-                self._events += [
-                    Event(request_id=request_id, sample=sample, finished="cancelled")
-                    for sample in range(waiting[1].num_samples)
-                ]
+                self._report_unadmitted(request_id, waiting[1], "cancelled")
                 return True
         rows = [row for row in self._rows if row.request_id == request_id]
         self._finish(rows, "cancelled")
@@ -133,81 +117,92 @@ class Batcher:
     def step(self) -> list[Event]:
         """Brings every running sample one token further; returns what happened, at most one token a sample."""
         self._admit()
+        self._take_answers()
         ready = self._prefill() + self._decode()
-        if ready:
-            self._choose_tokens(ready)
+        for row, token, mask in self._choose_tokens(ready):
+            self._append(row, token, mask)
         events, self._events = self._events, []
         return events
 
     def _num_slots(self, request: Request) -> int:
-        return len(request.token_ids) + request.token_limit(self._model.max_context)
+        return len(request.token_ids) + request.token_limit(self._max_context)
 
     def _admit(self) -> None:
         """Gives rows to waiting requests, oldest first, while there is room; none overtakes another."""
         num_old = len(self._rows)
         num_slots = max((self._num_slots(row.request) for row in self._rows), default=0)
+        admitted = []
         while self._waiting:
             request_id, request = self._waiting[0]
-            limit = request.token_limit(self._model.max_context)
+            limit = request.token_limit(self._max_context)
             if limit == 0:
-                self._events += [
-                    Event(request_id=request_id, sample=sample, finished="length")
+                self._report_unadmitted(request_id, request, "length")
+            else:
+                num_slots_then = max(num_slots, self._num_slots(request))
+                if not self._has_room(len(self._rows) + request.num_samples, num_slots_then):
+                    break
+                num_slots = num_slots_then
+                rows = [
+                    Row.start(request_id, request, sample, limit, self._toolbox)
                     for sample in range(request.num_samples)
                 ]
-            else:
-                num_rows = len(self._rows) + request.num_samples
-                if not self._has_room(num_rows, max(num_slots, self._num_slots(request))):
-                    break
-                num_slots = max(num_slots, self._num_slots(request))
-                rows = [self._new_row(request_id, request, sample, limit) for sample in range(request.num_samples)]
                 self._rows += rows
-                self._prefills.append(_Prefill(rows))
+                admitted.append(Prefill(rows))
             self._waiting.popleft()
-        if len(self._rows) > num_old:
-            self._runner.reserve(len(self._rows), num_slots, self._kv_budget_bytes)
+        if admitted:
+            self._runner.reserve(len(self._rows), num_slots)
             for index in range(num_old, len(self._rows)):
                 self._runner.clear_row(index)
+            for prefill in admitted:
+                self._reuse_prefix(prefill)
+            self._prefills += admitted
 
     def _has_room(self, num_rows: int, num_slots: int) -> bool:
         budget = self._kv_budget_bytes
         return num_rows <= self._max_rows and (budget is None or self._runner.bytes_for(num_rows, num_slots) <= budget)
 
-    def _new_row(self, request_id: int, request: Request, sample: int, limit: int) -> _Row:
-        return _Row(
-            request_id=request_id,
-            request=request,
-            sample=sample,
-            limit=limit,
-            generator=torch.Generator().manual_seed(sample_seed(request.seed, sample)),
-            tool=ToolState(self._toolbox),
-        )
+    def _reuse_prefix(self, prefill: Prefill) -> None:
+        kept, prefill.num_read = self._prefixes.find(prefill.token_ids)
+        if kept is not None:
+            self._runner.restore_row(self._rows.index(prefill.rows[0]), kept, prefill.num_read)
 
-    def _prefill(self) -> list[tuple[list[_Row], Tensor]]:
-        """Reads a bounded number of prompt tokens, oldest request first -> rows at their first token, logits (B, V)."""
+    def _take_answers(self) -> None:
+        """Forces the answers of tools that have one; rests a moment if all that could be done is to wait for one."""
+        calling = [row for row in self._rows if row.call is not None]
+        for row in calling:
+            assert row.call is not None
+            answer = row.call.answer()
+            if answer is not None:
+                row.forced.extend(answer)
+                row.call = None
+        if calling and not self._events and all(row.call is not None for row in self._rows):
+            time.sleep(REST_S)
+
+    def _prefill(self) -> list[tuple[list[Row], Tensor]]:
+        """Reads a bounded number of prompt tokens -> rows at their first token, their logits (B, V)."""
         ready = []
         budget = self._prefill_tokens
         while self._prefills and budget:
-            prefill = self._prefills[0]
-            first, *others = prefill.rows
-            prompt = first.request.token_ids
-            chunk = prompt[prefill.num_read : prefill.num_read + budget]
-            source = self._rows.index(first)
+            prefill, num_tokens = next_chunk(self._prefills, budget, self._prefill_tokens)
+            source = self._rows.index(prefill.rows[0])
             try:
-                logits = self._runner.prefill(source, chunk)
+                logits = self._runner.prefill(
+                    source, prefill.token_ids[prefill.num_read : prefill.num_read + num_tokens]
+                )
             except Exception as error:
                 self._finish(prefill.rows, "error", error)
                 continue
-            budget -= len(chunk)
-            prefill.num_read += len(chunk)
-            if prefill.num_read == len(prompt):
-                self._prefills.popleft()
-                for row in others:
+            budget -= num_tokens
+            prefill.num_read += num_tokens
+            if not prefill.num_left:
+                self._prefills.remove(prefill)
+                for row in prefill.rows:
                     self._runner.move_row(source, self._rows.index(row))
                 ready.append((prefill.rows, logits.expand(len(prefill.rows), -1)))
         return ready
 
-    def _decode(self) -> list[tuple[list[_Row], Tensor]]:
-        """Lets every row that has a token read it -> those rows, logits (B, V)."""
+    def _decode(self) -> list[tuple[list[Row], Tensor]]:
+        """Lets every row that has a token to read read it -> those rows, their logits (B, V)."""
         tokens = [row.next_token for row in self._rows]
         reading = [index for index, token in enumerate(tokens) if token is not None]
         if not reading:
@@ -220,28 +215,20 @@ class Batcher:
             return []
         return [(rows, logits if len(rows) == len(tokens) else logits[torch.tensor(reading, device=logits.device)])]
 
-    def _choose_tokens(self, ready: list[tuple[list[_Row], Tensor]]) -> None:
-        """Gives each row its next token, forced or sampled, reports it, and retires the rows that it ends."""
+    def _choose_tokens(self, ready: list[tuple[list[Row], Tensor]]) -> list[tuple[Row, int, int]]:
+        """The next token of each row and its mask: forced by a tool (0), else sampled (1)."""
+        if not ready:
+            return []
         rows = [row for some, _ in ready for row in some]
         logits = ready[0][1] if len(ready) == 1 else torch.cat([part for _, part in ready])
         free = [index for index, row in enumerate(rows) if not row.forced]
         sampled = dict(zip(free, self._sample([rows[i] for i in free], logits, free), strict=True))
-        for index, row in enumerate(rows):
-            if index in sampled:
-                token, mask = sampled[index], 1
-                row.forced.extend(row.tool.feed(token))
-            else:
-                token, mask = row.forced.popleft(), 0
-            row.next_token = token
-            row.num_generated += 1
-            finished = self._finish_reason(row, token, mask)
-            self._events.append(
-                Event(request_id=row.request_id, sample=row.sample, token_id=token, mask=mask, finished=finished)
-            )
-            if finished:
-                self._retire(row)
+        return [
+            (row, sampled[index], 1) if index in sampled else (row, row.forced.popleft(), 0)
+            for index, row in enumerate(rows)
+        ]
 
-    def _sample(self, rows: list[_Row], logits: Tensor, indices: list[int]) -> list[int]:
+    def _sample(self, rows: list[Row], logits: Tensor, indices: list[int]) -> list[int]:
         """One token for each of these rows of the logits; the one place where a step waits for the device."""
         if not rows:
             return []
@@ -255,24 +242,50 @@ class Batcher:
         )
         return [int(token) for token in tokens[:, 0].tolist()]
 
-    def _finish_reason(self, row: _Row, token: int, mask: int) -> FinishReason | None:
+    def _append(self, row: Row, token: int, mask: int) -> None:
+        """Adds a token to a row and reports it; calls the tool that it asks for, or retires the row that it ends."""
+        row.token_ids.append(token)
+        finished = self._finish_reason(row, token, mask)
+        self._events.append(
+            Event(request_id=row.request_id, sample=row.sample, token_id=token, mask=mask, finished=finished)
+        )
+        if finished:
+            self._retire(row, keep=True)
+        elif mask:
+            row.call = row.tool.feed(token)
+
+    def _finish_reason(self, row: Row, token: int, mask: int) -> FinishReason | None:
         # A tool's plain text never ends a sample: it may well spell a stop token.
         if mask and (token in self._end_ids or token in row.request.stop_ids):
             return "stop"
         return "length" if row.num_generated == row.limit else None
 
-    def _finish(self, rows: list[_Row], reason: FinishReason, error: Exception | None = None) -> None:
+    def _finish(self, rows: list[Row], reason: FinishReason, error: Exception | None = None) -> None:
         """Ends rows without a further token."""
         for row in rows:
-            self._retire(row)
+            self._retire(row, keep=error is None)
             self._events.append(Event(request_id=row.request_id, sample=row.sample, finished=reason, error=error))
-        self._prefills = deque(prefill for prefill in self._prefills if prefill.rows[0] not in rows)
+        self._prefills = [prefill for prefill in self._prefills if prefill.rows[0] not in rows]
 
-    def _retire(self, row: _Row) -> None:
-        """Frees a row; the last one takes its place, so that rows in use stay together."""
+    def _report_unadmitted(self, request_id: int, request: Request, reason: FinishReason) -> None:
+        self._events += [
+            Event(request_id=request_id, sample=sample, finished=reason) for sample in range(request.num_samples)
+        ]
+
+    def _retire(self, row: Row, *, keep: bool) -> None:
+        """Frees a row, what it has read kept or not; the last row takes its place, so that rows in use stay together."""
         index = self._rows.index(row)
+        if keep:
+            self._keep_prefix(row, index)
         last = self._rows.pop()
         if last is not row:
             self._rows[index] = last
             self._runner.move_row(len(self._rows), index)
         self._runner.clear_row(len(self._rows))
+
+    def _keep_prefix(self, row: Row, index: int) -> None:
+        length = self._runner.length(index)
+        if length and self._prefixes.fits(self._runner.exact_bytes(length)):
+            kept = self._runner.save_row(index)
+            if kept is not None:
+                self._prefixes.put(row.token_ids[:length], kept)

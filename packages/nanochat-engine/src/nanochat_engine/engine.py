@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,15 @@ class Engine:
         self.tokenizer = tokenizer
         self.tools = tools
 
-    def batcher(self, *, max_rows: int = 32, kv_budget_bytes: int | None = None, prefill_tokens: int = 512) -> Batcher:
+    def batcher(
+        self,
+        *,
+        max_rows: int = 32,
+        kv_budget_bytes: int | None = None,
+        prefill_tokens: int = 512,
+        prefix_budget_bytes: int = 0,
+        tool_time_limit_s: float = 5.0,
+    ) -> Batcher:
         """A batcher of its own over the engine's model, for a program that has many requests at once."""
         return Batcher(
             self.model,
@@ -43,6 +52,8 @@ class Engine:
             max_rows=max_rows,
             kv_budget_bytes=kv_budget_bytes,
             prefill_tokens=prefill_tokens,
+            prefix_budget_bytes=prefix_budget_bytes,
+            tool_time_limit_s=tool_time_limit_s,
         )
 
     def generate(
@@ -75,16 +86,19 @@ class Engine:
     def _columns(self, batcher: Batcher, num_samples: int) -> Iterator[tuple[list[int], list[int]]]:
         end_id = self.tokenizer.special_id(ASSISTANT_END)
         blank = self.tokenizer.bos_id if end_id is None else end_id
+        # A sample that waits for its tool holds the column back, as a blank would say that it has ended.
+        to_come: list[deque[tuple[int, int]]] = [deque() for _ in range(num_samples)]
+        running = set(range(num_samples))
         while not batcher.idle:
-            column, masks = [blank] * num_samples, [0] * num_samples
-            any_token = False
             for event in batcher.step():
                 _raise_error(event)
                 if event.token_id is not None:
-                    column[event.sample], masks[event.sample] = event.token_id, event.mask
-                    any_token = True
-            if any_token:
-                yield column, masks
+                    to_come[event.sample].append((event.token_id, event.mask))
+                if event.finished:
+                    running.discard(event.sample)
+            while any(to_come) and all(to_come[sample] for sample in running):
+                column = [entries.popleft() if entries else (blank, 0) for entries in to_come]
+                yield [token for token, _ in column], [mask for _, mask in column]
 
     def generate_batch(
         self,

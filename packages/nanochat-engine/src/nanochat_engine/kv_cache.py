@@ -43,6 +43,11 @@ class KVCache:
     def seq_len(self) -> int:
         return self.token_ids.size(1)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of keys, values and token ids."""
+        return sum(tensor.numel() * tensor.itemsize for tensor in (self.k, self.v, self.token_ids))
+
     def get_pos(self) -> int:
         """The length of the sequences. Raises `ValueError` if rows differ."""
         if len(set(self.host_lengths)) != 1:
@@ -90,13 +95,26 @@ class KVCache:
         if source != target:
             self._copy_row(self, source, target)
 
+    def save_row(self, row: int) -> KVCache:
+        """A copy of one sequence, as a cache of one row and just as many slots."""
+        num_layers, _, _, num_heads, head_dim = self.k.shape
+        saved = KVCache(1, num_heads, self.host_lengths[row], head_dim, num_layers, self.k.device, self.k.dtype)
+        saved._copy_row(self, row, 0)
+        return saved
+
+    def restore_row(self, row: int, saved: KVCache, num_tokens: int) -> None:
+        """A row becomes the first tokens of a sequence that was saved. Raises `ValueError` if it has fewer."""
+        if num_tokens > saved.host_lengths[0]:
+            raise ValueError(f"{num_tokens} tokens asked of a saved sequence of {saved.host_lengths[0]}")
+        self._copy_row(saved, 0, row, num_tokens)
+
     def clear_row(self, row: int) -> None:
         """Forgets the sequence of a row."""
         self.lengths[row] = 0
         self.host_lengths[row] = 0
 
-    def _copy_row(self, other: KVCache, source: int, target: int) -> None:
-        length = other.host_lengths[source]
+    def _copy_row(self, other: KVCache, source: int, target: int, num_tokens: int | None = None) -> None:
+        length = other.host_lengths[source] if num_tokens is None else num_tokens
         self.k[:, target, :length] = other.k[:, source, :length]
         self.v[:, target, :length] = other.v[:, source, :length]
         self.token_ids[target, :length] = other.token_ids[source, :length]

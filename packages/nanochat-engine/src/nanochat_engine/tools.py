@@ -1,12 +1,15 @@
 """Tools: what a model writes between two markers is run, and the answer is forced into its sequence.
 
-A row's `ToolState` sees every token. When the end marker closes a call, the output is returned as tokens: the output
-start marker, the text encoded as plain text (what spells a special token stays text), the output end marker.
+A row's `ToolState` sees every token. When the end marker closes a call, the tool runs on a thread of its own and its
+output becomes tokens: the output start marker, the text encoded as plain text (what spells a special token stays text),
+the output end marker.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -22,37 +25,91 @@ PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"
 OUTPUT_START, OUTPUT_END = "<|output_start|>", "<|output_end|>"
 DEFAULT_TOOLS: Tools = MappingProxyType({(PYTHON_START, PYTHON_END): use_calculator})
 
+MAX_OUTPUT_CHARS = 10_000
+"""Of a tool's output; the rest is cut off."""
+MAX_RUNNING = 256
+"""Calls at once, those past their time included: threads can't be ended, so beyond this no tool is called."""
+PATIENCE_S = 0.02
+"""How long a step waits for a call that has just begun; quick tools so answer within the step."""
+
 _logger = logging.getLogger(__name__)
+
+
+class ToolCall:
+    """A tool at work on a thread of its own."""
+
+    def __init__(self, work: Callable[[], list[int]], time_limit_s: float) -> None:
+        self._started_s = time.monotonic()
+        self._time_limit_s = time_limit_s
+        self._answer: list[int] = []
+        self._done = threading.Event()
+        threading.Thread(target=self._run, args=(work,), name="nanochat-tool", daemon=True).start()
+
+    @property
+    def running(self) -> bool:
+        return not self._done.is_set()
+
+    def answer(self, wait_s: float = 0.0) -> list[int] | None:
+        """The tokens to force, none if the tool failed or ran out of time; None while it still may answer."""
+        age_s = time.monotonic() - self._started_s
+        wait_s = min(max(wait_s, PATIENCE_S - age_s), self._time_limit_s - age_s)
+        if self._done.wait(max(wait_s, 0.0)):
+            return self._answer
+        if time.monotonic() - self._started_s < self._time_limit_s:
+            return None
+        _logger.warning("a tool ran longer than %g s; its call stays without output", self._time_limit_s)
+        return []
+
+    def _run(self, work: Callable[[], list[int]]) -> None:
+        try:
+            self._answer = work()
+        finally:
+            self._done.set()
 
 
 class Toolbox:
     """The tools whose markers a tokenizer has; empty if it lacks the output markers."""
 
-    def __init__(self, tools: Tools, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.output_start = tokenizer.special_id(OUTPUT_START)
-        self.output_end = tokenizer.special_id(OUTPUT_END)
+    def __init__(self, tools: Tools, tokenizer: Tokenizer, *, time_limit_s: float = 5.0) -> None:
+        if not time_limit_s > 0:
+            raise ValueError(f"tool_time_limit_s={time_limit_s} must be above 0")
         self.by_start: dict[int, tuple[int, Tool]] = {}
-        if self.output_start is None or self.output_end is None:
+        self._tokenizer = tokenizer
+        self._time_limit_s = time_limit_s
+        self._calls: list[ToolCall] = []
+        output_start, output_end = tokenizer.special_id(OUTPUT_START), tokenizer.special_id(OUTPUT_END)
+        if output_start is None or output_end is None:
             return
+        self._output_markers = output_start, output_end
         for (start_name, end_name), tool in tools.items():
             start, end = tokenizer.special_id(start_name), tokenizer.special_id(end_name)
             if start is not None and end is not None:
                 self.by_start[start] = (end, tool)
 
-    def run(self, tool: Tool, token_ids: list[int]) -> list[int]:
-        """The tokens to force after a call; none if the tool fails or has no answer."""
+    def call(self, tool: Tool, token_ids: list[int]) -> ToolCall | None:
+        """Starts a tool on the text of these tokens; None if too many earlier calls are still running."""
+        self._calls = [call for call in self._calls if call.running]
+        if len(self._calls) >= MAX_RUNNING:
+            _logger.warning("%d calls of tools are still running; no further one is started", len(self._calls))
+            return None
+        call = ToolCall(lambda: self._work(tool, token_ids), self._time_limit_s)
+        self._calls.append(call)
+        return call
+
+    def _work(self, tool: Tool, token_ids: list[int]) -> list[int]:
+        """On the call's thread: the tokens to force; none if the tool fails or has no answer."""
         try:
-            output = tool(self.tokenizer.decode(token_ids))
+            output = tool(self._tokenizer.decode(token_ids))
             if output is None:
                 return []
-            answer = self.tokenizer.encode(output)
-        except Exception:
+            if not isinstance(output, str):
+                raise TypeError(f"a tool must return str or None, not {type(output).__name__}")
+            answer = self._tokenizer.encode(output[:MAX_OUTPUT_CHARS])
+        except (Exception, SystemExit):
             _logger.warning("a tool failed; its call stays without output", exc_info=True)
             return []
-        assert self.output_start is not None
-        assert self.output_end is not None
-        return [self.output_start, *answer, self.output_end]
+        start, end = self._output_markers
+        return [start, *answer, end]
 
 
 class ToolState:
@@ -63,8 +120,8 @@ class ToolState:
         self._open: tuple[int, Tool] | None = None
         self._collected: list[int] = []
 
-    def feed(self, token_id: int) -> list[int]:
-        """Sees the row's next sampled token; returns the tokens that must follow it, mostly none."""
+    def feed(self, token_id: int) -> ToolCall | None:
+        """Sees the row's next sampled token; returns the call that it completes, mostly none."""
         if token_id in self._toolbox.by_start:
             self._open = self._toolbox.by_start[token_id]
             self._collected = []
@@ -72,6 +129,6 @@ class ToolState:
             end, tool = self._open
             if token_id == end:
                 self._open = None
-                return self._toolbox.run(tool, self._collected)
+                return self._toolbox.call(tool, self._collected)
             self._collected.append(token_id)
-        return []
+        return None

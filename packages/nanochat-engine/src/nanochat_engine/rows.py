@@ -1,0 +1,81 @@
+"""Rows: what the batcher remembers of the samples it is generating, and of the prompts it is reading."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from nanochat_engine.requests import Request
+from nanochat_engine.sampling import sample_seed
+from nanochat_engine.tools import Toolbox, ToolCall, ToolState
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sample being generated; its index in the batcher's list is its row in the cache."""
+
+    request_id: int
+    request: Request
+    sample: int
+    limit: int
+    """Tokens it may generate."""
+    generator: torch.Generator
+    tool: ToolState
+    token_ids: list[int]
+    """The prompt and what was generated."""
+    call: ToolCall | None = None
+    """A tool at work; the row rests until it answers."""
+    forced: deque[int] = field(default_factory=deque)
+    """Tokens of a tool's answer that are still to come."""
+
+    @classmethod
+    def start(cls, request_id: int, request: Request, sample: int, limit: int, toolbox: Toolbox) -> Row:
+        return cls(
+            request_id=request_id,
+            request=request,
+            sample=sample,
+            limit=limit,
+            generator=torch.Generator().manual_seed(sample_seed(request.seed, sample)),
+            tool=ToolState(toolbox),
+            token_ids=list(request.token_ids),
+        )
+
+    @property
+    def next_token(self) -> int | None:
+        """The token to read next; None before the first one is chosen, and while a tool works."""
+        return self.token_ids[-1] if self.num_generated and self.call is None else None
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - len(self.request.token_ids)
+
+
+@dataclass(slots=True, eq=False)
+class Prefill:
+    """A prompt being read in its first sample's row; the other samples' rows lie idle until it is copied to them."""
+
+    rows: list[Row]
+    num_read: int = 0
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        return self.rows[0].request.token_ids
+
+    @property
+    def num_left(self) -> int:
+        return len(self.token_ids) - self.num_read
+
+
+def next_chunk(prefills: Sequence[Prefill], budget: int, of: int) -> tuple[Prefill, int]:
+    """Which prompt reads next, and how many tokens, when `budget` of the step's `of` tokens are left.
+
+    The oldest prompt has half of every step. The other half goes to the shortest, which so never waits behind a long one.
+    """
+    oldest, shortest = prefills[0], min(prefills, key=lambda prefill: prefill.num_left)
+    spare = budget - (of + 1) // 2
+    if shortest is not oldest and spare > 0:
+        return shortest, min(shortest.num_left, spare)
+    return oldest, min(oldest.num_left, budget)
