@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from nanochat_data.protocols import TextEncoder
-from nanochat_data.rows import Batch, Piece, Position, RowLoader, Window, pack_best_fit
+from nanochat_data.rows import IGNORED, Batch, Piece, Position, RowLoader, Window, pack_best_fit
 from nanochat_data.sources import TextSource
 from nanochat_data.token_cache import Corpus, Shard, TextCorpus, TokenCache
 
@@ -162,14 +162,16 @@ def validation_batches(
     *,
     batch_size: int,
     sequence_len: int,
+    max_rows: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
     """Every document of the split once, in a fixed order, every token a target once; the last batch is padded.
 
-    Ranks take turns with batches of the same rows, and as many of them each.
+    With `max_rows`, only so many rows, whatever the batch size and the number of ranks. Ranks take turns with batches of
+    the same rows, and as many of them each.
     """
-    yield from PretrainLoader(
+    loader = PretrainLoader(
         source,
         tokenizer,
         batch_size=batch_size,
@@ -179,3 +181,13 @@ def validation_batches(
         rank=rank,
         world_size=world_size,
     )
+    if max_rows is None:
+        yield from loader
+        return
+    for start in range(0, max_rows, batch_size * world_size):
+        batch = next(loader, None)
+        if batch is None:
+            return
+        wanted = max(0, max_rows - start - rank * batch_size)
+        batch.targets[wanted:] = IGNORED
+        yield batch

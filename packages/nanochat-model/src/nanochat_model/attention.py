@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils._triton import has_triton
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def rotary_table(
@@ -44,7 +46,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     if window + 1 >= q.size(1):
         y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
-    elif q.is_cuda and has_triton():
+    elif _has_block_kernel(q.device):
         y_BHTD = _compiled_flex_attention()(
             q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(q.size(1), window, q.device)
         )
@@ -53,9 +55,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
     return y_BHTD.transpose(1, 2)
 
 
+def _has_block_kernel(device: torch.device) -> bool:
+    """Whether flex_attention becomes a kernel that skips blocks, backward pass included."""
+    return device.type == "cuda" and has_triton()
+
+
 @lru_cache(maxsize=32)
 def _window_mask(num_positions: int, window: int, device: torch.device) -> BlockMask:
     """Which blocks of scores a sliding window touches at all; the kernel skips the others."""
+    from torch.nn.attention.flex_attention import create_block_mask  # seconds to import, and only CUDA needs it
 
     def seen(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key <= window)
@@ -65,6 +73,8 @@ def _window_mask(num_positions: int, window: int, device: torch.device) -> Block
 
 @cache
 def _compiled_flex_attention() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 
