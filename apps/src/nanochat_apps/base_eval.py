@@ -1,7 +1,8 @@
-"""base-eval: bits per byte on training and validation text, and a few samples, of a base model."""
+"""base-eval: bits per byte on training and validation text, CORE, and a few samples, of a base model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, paths
+from nanochat_apps import cli, device, distributed, paths
 
 if TYPE_CHECKING:
+    import torch
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
+    from nanochat_train import World
 
 PROMPTS = (
     "The capital of France is",
@@ -41,7 +44,7 @@ class Settings:
     core: Path | None = None
     """Folder of the CORE bundle (core.yaml, eval_meta_data.csv, eval_data/); also scores the model on its tasks."""
     max_per_task: int | None = None
-    """Items of each CORE task; default: all. Training measures on 500."""
+    """Items of each CORE task; default, and -1: all."""
     num_samples: int = 1
     """Samples of each prompt; 0 draws none."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 32
@@ -59,26 +62,44 @@ def evaluate(settings: Settings) -> int:
 
         print(compare(settings.compare))
         return 0
+    if settings.max_per_task is not None and settings.max_per_task < 1 and settings.max_per_task != -1:
+        raise cli.UsageError(f"--max-per-task {settings.max_per_task} must be at least 1, or -1 for all items")
+    checkpoint = paths.find_checkpoint("base", settings.model_tag, settings.step)
+    with distributed.joined(settings.device_type) as (world, where):
+        _evaluate(settings, checkpoint, world, where)
+    return 0
+
+
+def _evaluate(settings: Settings, checkpoint: Path, world: World, where: torch.device) -> None:
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import verify_checkpoint
 
-    checkpoint = paths.find_checkpoint("base", settings.model_tag, settings.step)
     verify_checkpoint(checkpoint)
-    where = device.choose_device(settings.device_type)
     model = load_model(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
-    print(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
+    say = print_at_once if world.is_main else silent
+    say(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
     if settings.data is not None:
-        _measure(settings, settings.data, model, tokenizer)
+        measure_bpb(settings, settings.data, model, tokenizer, world, say)
     if settings.core is not None:
-        _core(settings.core, settings.max_per_task, checkpoint, model, tokenizer)
-    if settings.num_samples:
+        measure_core(settings, settings.core, checkpoint, model, tokenizer, world, say)
+    if settings.num_samples and world.is_main:
         _sample(settings, model, tokenizer)
-    return 0
 
 
-def _measure(settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer) -> None:
+def print_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def silent(line: str) -> None:
+    """What the other ranks say."""
+
+
+def measure_bpb(
+    settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
+) -> None:
+    """Bits per byte of both splits, each read in a fixed order up to `--split-tokens`."""
     import torch
     from nanochat_data import open_text_source, validation_batches
     from nanochat_train import bits_per_byte
@@ -89,36 +110,64 @@ def _measure(settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer) -
     for split in splits:
         source = open_text_source(data, split=split, split_on=settings.split_on)
         batches = islice(
-            validation_batches(source, tokenizer, batch_size=rows, sequence_len=T),
-            max(1, settings.split_tokens // (rows * T)),
+            validation_batches(
+                source, tokenizer, batch_size=rows, sequence_len=T, rank=world.rank, world_size=world.size
+            ),
+            max(1, settings.split_tokens // (rows * T * world.size)),
         )
-        result = bits_per_byte(model, batches, lengths, device=model.device)
-        print(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
+        result = bits_per_byte(model, batches, lengths, device=model.device, world=world)
+        say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 
-def _core(bundle: Path, max_per_task: int | None, checkpoint: Path, model: GPT, tokenizer: Tokenizer) -> None:
+def measure_core(
+    settings: Settings,
+    bundle: Path,
+    checkpoint: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    world: World,
+    say: Callable[[str], None],
+) -> None:
     """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
-    from nanochat_data import load_core_bundle
-    from nanochat_train import TaskResult, evaluate_core
+    from nanochat_data import core_bundle_fingerprint, load_core_bundle
+    from nanochat_train import EvaluationLog, TaskResult, evaluate_core
 
     from nanochat_apps.scoring import PrefixScorer
 
+    max_per_task = None if settings.max_per_task == -1 else settings.max_per_task
+    tasks = load_core_bundle(bundle, max_per_task=max_per_task)
+    name = f"core_{checkpoint.parent.name}_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"
+    subject = {
+        "checkpoint": paths.checkpoint_digest(checkpoint),
+        "bundle": core_bundle_fingerprint(tasks),
+        "dtype": str(model.compute_dtype),
+    }
+    log = EvaluationLog(paths.report_dir() / name, subject, world=world)
+
     def show(task: TaskResult) -> None:
-        print(
+        remarks = [f"{task.num_cropped} cropped"] * bool(task.num_cropped)
+        remarks += [f"{task.num_undecided} without a finite loss"] * bool(task.num_undecided)
+        say(
             f"{task.label:<34} {task.accuracy:6.1%} of {task.num_items:>5}"
-            f"   centred {task.centred:+.4f} +- {task.standard_error:.4f}",
-            flush=True,
+            f"   centred {task.centred:+.4f} +- {task.standard_error:.4f}"
+            + (f"   ({', '.join(remarks)})" if remarks else "")
         )
 
-    log = checkpoint.parent / f"core_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"
     result = evaluate_core(
-        load_core_bundle(bundle, max_per_task=max_per_task),
+        tasks,
         lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
-        PrefixScorer(model),
+        PrefixScorer(
+            model,
+            vocab_size=model.config.vocab_size,
+            batch_tokens=settings.device_batch_size * model.config.sequence_len,
+        ),
+        max_tokens=model.cos.size(0),
         log=log,
+        world=world,
+        device=model.device,
         on_task=show,
     )
-    print(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log}")
+    say(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log.path}")
 
 
 def _sample(settings: Settings, model: GPT, tokenizer: Tokenizer) -> None:

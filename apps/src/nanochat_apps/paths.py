@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,11 @@ def base_dir() -> Path:
 
 def tokenizer_dir() -> Path:
     return base_dir() / "tokenizer"
+
+
+def report_dir() -> Path:
+    """Where evaluations and reports go."""
+    return base_dir() / "report"
 
 
 def downloaded_text() -> Path:
@@ -65,6 +71,11 @@ def find_checkpoint(source: str, tag: str | None = None, step: int | None = None
     if step is not None and step not in steps:
         raise UsageError(f"no complete step {step} in {folder} (there: {', '.join(map(str, sorted(steps)))})")
     return steps[max(steps) if step is None else step]
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """SHA-256 in hex of its manifest, which holds those of all its files: equal for equal checkpoints only."""
+    return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
 
 
 def _steps(tag_folder: Path) -> dict[int, Path]:

@@ -1,4 +1,7 @@
-"""Scores candidates for CORE with a GPT: many at a time, and what the options of an item share is computed once."""
+"""Scores candidates for CORE: many at a time, common beginnings read once, logits only where they are needed.
+
+Any model of the engine's Protocol will do; one without a KV cache is given whole sequences.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nanochat_engine import KVCache
-    from nanochat_model import GPT
+    from nanochat_engine import CausalLM, KVCache
     from nanochat_train import Candidate, Scored
+    from torch import Tensor
 
-MAX_TOKENS = 4096
-"""In a batch, padding included."""
 MAX_LOGITS = 1 << 26
 """Of a batch, which bounds memory where the vocabulary is large."""
+MAX_SLOTS_PER_TOKEN = 4
+"""Cache slots a token of a batch: the options of an item each have a copy of its beginning."""
 WORTH_SHARING = 16
-"""Shorter common beginnings are computed with each option."""
+"""Shorter beginnings are read with each option."""
+CHUNK_TOKENS = 256
+"""Beginnings are read in pieces, so that no query looks at many slots that come after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A group on its way through the model: the tokens its options share, and the options."""
+    """A group on its way through the model: the beginning that is read once, and the options."""
 
     place: int
     shared: int
+    """Tokens of the beginning; 0: there is nothing to share."""
     options: Sequence[Candidate]
 
     @property
@@ -34,15 +40,18 @@ class _Job:
 
 
 class PrefixScorer:
-    """A `Scorer`: batches of similar length, common beginnings through the KV cache, logits only after them."""
+    """A `Scorer` for a model; `batch_tokens` bounds the tokens of a batch, padding included."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: CausalLM, *, vocab_size: int, batch_tokens: int = 4096) -> None:
         self._model = model
+        self._vocab_size = vocab_size
+        self._batch_tokens = batch_tokens
 
     def __call__(self, groups: Sequence[Sequence[Candidate]]) -> list[list[Scored]]:
         import torch
 
-        jobs = [_job(place, options) for place, options in enumerate(groups)]
+        has_cache = getattr(self._model, "kv_spec", None) is not None
+        jobs = [_Job(place, _num_shared(options) if has_cache else 0, options) for place, options in enumerate(groups)]
         results: list[list[Scored]] = [[] for _ in groups]
         with torch.inference_mode():
             for batch in self._batches(sorted(jobs, key=lambda job: (job.shared, job.rest))):
@@ -51,76 +60,86 @@ class PrefixScorer:
         return results
 
     def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """Neighbours while their padded tokens, and the logits of their options, stay within bounds."""
+        """Neighbours while their padded tokens, their slots and the logits of their options stay within bounds."""
         batch: list[_Job] = []
         for job in jobs:
-            grown = [*batch, job]
-            rows = sum(len(j.options) for j in grown)
-            rest, shared = max(j.rest for j in grown), max(j.shared for j in grown)
-            tokens = rows * rest + len(grown) * shared
-            if batch and (tokens > MAX_TOKENS or rows * rest * self._model.config.vocab_size > MAX_LOGITS):
+            if batch and not self._fits([*batch, job]):
                 yield batch
-                grown = [job]
-            batch = grown
+                batch = []
+            batch.append(job)
         if batch:
             yield batch
 
-    def _score(self, batch: Sequence[_Job]) -> list[list[Scored]]:
-        import torch
+    def _fits(self, batch: Sequence[_Job]) -> bool:
+        num_rows = sum(len(job.options) for job in batch)
+        rest, shared = max(job.rest for job in batch), max(job.shared for job in batch)
+        return (
+            num_rows * rest + len(batch) * shared <= self._batch_tokens
+            and num_rows * (rest + shared) <= MAX_SLOTS_PER_TOKEN * self._batch_tokens
+            and num_rows * rest * self._vocab_size <= MAX_LOGITS
+        )
 
-        model = self._model
+    def _score(self, batch: Sequence[_Job]) -> list[list[Scored]]:
         sequences = [(job, option) for job in batch for option in job.options]
-        rest = max(job.rest for job in batch)
-        ids = torch.zeros((len(sequences), rest), dtype=torch.int64, device=model.device)
-        for row, (job, option) in enumerate(sequences):
-            tokens = option.token_ids[job.shared : option.end]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        if any(job.shared for job in batch):
-            cache = self._options_cache(batch, rest)
-            logits = model(ids, kv_cache=cache)
-        else:
-            logits = model(ids)
+        ids = self._padded([option.token_ids[job.shared : option.end] for job, option in sequences])
+        cache = self._options_cache(batch, ids.size(1)) if any(job.shared for job in batch) else None
+        logits = self._model(ids) if cache is None else self._model(ids, kv_cache=cache)
         scored = iter([_scored(job, option, logits[row]) for row, (job, option) in enumerate(sequences)])
         return [[next(scored) for _ in job.options] for job in batch]
 
     def _options_cache(self, batch: Sequence[_Job], rest: int) -> KVCache:
         """A cache with a row for every option, holding what its group shares."""
-        import torch
-
-        longest = max(job.shared for job in batch)
-        shared = self._new_cache(len(batch), longest)
-        ids = torch.zeros((len(batch), longest), dtype=torch.int64, device=self._model.device)
-        for row, job in enumerate(batch):
-            ids[row, : job.shared] = torch.tensor(job.options[0].token_ids[: job.shared])
-        counts = [job.shared for job in batch]
-        unused = torch.zeros(len(batch), dtype=torch.int64, device=self._model.device)
-        self._model(ids, kv_cache=shared.view(0, len(batch), longest, counts, logits_at=unused))
+        beginnings = self._beginnings_cache([job.options[0].token_ids[: job.shared] for job in batch])
         sources = [row for row, job in enumerate(batch) for _ in job.options]
-        cache = self._new_cache(len(sources), longest + rest)
-        cache.copy_rows(shared, sources)
+        cache = self._new_cache(len(sources), beginnings.seq_len + rest)
+        cache.copy_rows(beginnings, sources)
         return cache
 
-    def _new_cache(self, rows: int, slots: int) -> KVCache:
+    def _beginnings_cache(self, beginnings: Sequence[Sequence[int]]) -> KVCache:
+        import torch
+
+        ids = self._padded(beginnings)
+        num_rows, longest = ids.shape
+        cache = self._new_cache(num_rows, longest)
+        first = torch.zeros(num_rows, dtype=torch.int64, device=self._model.device)
+        for start in range(0, longest, CHUNK_TOKENS):
+            stop = min(start + CHUNK_TOKENS, longest)
+            counts = [min(max(len(beginning) - start, 0), stop - start) for beginning in beginnings]
+            # The logits are of no use here; asking for one position saves computing all of them.
+            self._model(ids[:, start:stop], kv_cache=cache.view(0, num_rows, stop, counts, logits_at=first))
+        return cache
+
+    def _new_cache(self, num_rows: int, slots: int) -> KVCache:
         from nanochat_engine import KVCache
 
         spec = self._model.kv_spec
-        return KVCache(rows, spec.num_kv_heads, slots, spec.head_dim, spec.num_layers, self._model.device, spec.dtype)
+        assert spec is not None
+        return KVCache(
+            num_rows, spec.num_kv_heads, slots, spec.head_dim, spec.num_layers, self._model.device, spec.dtype
+        )
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, longest) ids, zeros after the shorter ones."""
+        import torch
+
+        longest = max(map(len, rows))
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64)
+        return padded.to(self._model.device)
 
 
-def _job(place: int, options: Sequence[Candidate]) -> _Job:
-    """What all options begin with, as long as the token before each scored one is still computed."""
+def _num_shared(options: Sequence[Candidate]) -> int:
+    """Tokens that all options begin with, as long as the token before each scored one is still read with its option."""
     from nanochat_train.core import common_prefix
 
     shared = min(common_prefix([option.token_ids for option in options]), min(option.start for option in options) - 1)
-    return _Job(place, shared if len(options) > 1 and shared >= WORTH_SHARING else 0, options)
+    return shared if shared >= WORTH_SHARING else 0
 
 
-def _scored(job: _Job, option: Candidate, logits: object) -> Scored:
+def _scored(job: _Job, option: Candidate, logits: Tensor) -> Scored:
     import torch
     from nanochat_train import Scored
 
-    assert isinstance(logits, torch.Tensor)
     rows = logits[option.start - 1 - job.shared : option.end - 1 - job.shared].float()
-    targets = torch.tensor(option.token_ids[option.start : option.end], device=rows.device)
+    targets = torch.tensor(option.token_ids[option.start : option.end], dtype=torch.int64, device=rows.device)
     losses = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
     return Scored(losses.double().cpu().numpy(), bool((rows.argmax(-1) == targets).all()))

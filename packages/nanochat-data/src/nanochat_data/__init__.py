@@ -1,7 +1,7 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
 from nanochat_data.conversations import ConversationLoader
-from nanochat_data.core_bundle import CoreTask, load_core_bundle
+from nanochat_data.core_bundle import CoreTask, core_bundle_fingerprint, load_core_bundle
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
 from nanochat_data.prefetch import Prefetcher
 from nanochat_data.pretrain import PretrainLoader, validation_batches
@@ -70,6 +70,7 @@ __all__ = [
     "TextSource",
     "TokenCache",
     "build_token_cache",
+    "core_bundle_fingerprint",
     "download_shards",
     "load_core_bundle",
     "load_words",

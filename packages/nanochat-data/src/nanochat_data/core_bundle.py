@@ -6,6 +6,8 @@ Shots, their order and the shuffle of the items are the reference's, so that equ
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,34 +80,67 @@ def load_core_bundle(folder: str | Path, *, max_per_task: int | None = None) -> 
 
     Raises `ValueError` naming the file, and the line, that is missing or malformed.
     """
+    if max_per_task is not None and max_per_task < 1:
+        raise ValueError(f"max_per_task={max_per_task} must be at least 1, or None for all items")
+    folder = Path(folder)
+    baselines = _baselines(folder / "eval_meta_data.csv")
+    return [_load_task(folder, entry, baselines, max_per_task) for entry in _entries(folder / "core.yaml")]
+
+
+def core_bundle_fingerprint(tasks: Sequence[CoreTask]) -> str:
+    """SHA-256 in hex over all items, in order, and how they are asked."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        about = [task.label, task.kind, task.num_shots, task.delimiter, list(task.rows)]
+        digest.update(json.dumps(about, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _entries(path: Path) -> list[Mapping[str, Any]]:
+    """What `core.yaml` says of each task, checked."""
     import yaml
 
-    folder = Path(folder)
-    if not (folder / "core.yaml").is_file():
-        raise ValueError(f"{folder / 'core.yaml'} does not exist; give the folder of the CORE bundle")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give the folder of the CORE bundle")
     try:
-        entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'core.yaml'} is not a list of icl_tasks ({type(error).__name__})") from None
-    baselines = _baselines(folder / "eval_meta_data.csv")
-    return [_load_task(folder, entry, baselines, max_per_task) for entry in entries]
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from None
+    entries = document.get("icl_tasks") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} has no list of tasks under icl_tasks")
+    for number, entry in enumerate(entries, start=1):
+        _check_entry(entry, f"{path}, task {number}")
+    return entries
+
+
+def _check_entry(entry: object, place: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place} is not a mapping")
+    for name in ("label", "dataset_uri", "icl_task_type"):
+        if not isinstance(entry.get(name), str):
+            raise ValueError(f"{place} has no text under {name}")
+    if entry["icl_task_type"] not in FIELDS:
+        raise ValueError(
+            f"{place}: {entry['label']} has the type {entry['icl_task_type']!r}; known are {', '.join(FIELDS)}"
+        )
+    shots = entry.get("num_fewshot")
+    if not isinstance(shots, list) or not shots or not isinstance(shots[0], int) or shots[0] < 0:
+        raise ValueError(f"{place}: {entry['label']} needs num_fewshot, a list with the number of shots")
+    if not isinstance(entry.get("continuation_delimiter", " "), str):
+        raise ValueError(f"{place}: the continuation_delimiter of {entry['label']} is not text")
 
 
 def _load_task(
     folder: Path, entry: Mapping[str, Any], baselines: Mapping[str, float], max_per_task: int | None
 ) -> CoreTask:
     label, kind = entry["label"], entry["icl_task_type"]
-    if kind not in FIELDS:
-        raise ValueError(f"{folder / 'core.yaml'}: {label} has the unknown type {kind!r}")
     if label not in baselines:
         raise ValueError(f"{folder / 'eval_meta_data.csv'} has no row for {label}")
     path = folder / "eval_data" / entry["dataset_uri"]
     if not path.is_file():
         raise ValueError(f"{path} does not exist; core.yaml names it for {label}")
-    rows: list[Mapping[str, Any]] = []
-    for number, value in read_json_lines(path):
-        _check(value, kind, f"{path}, line {number}")
-        rows.append(value)  # type: ignore[arg-type]
+    rows = [_checked(value, kind, f"{path}, line {number}") for number, value in read_json_lines(path)]
     if not rows:
         raise ValueError(f"{path} holds no item")
     random.Random(ITEM_SEED).shuffle(rows)
@@ -119,19 +154,34 @@ def _load_task(
     )
 
 
-def _check(value: object, kind: str, place: str) -> None:
+def _checked(value: object, kind: str, place: str) -> Mapping[str, Any]:
+    """The item, if it has all that its kind needs."""
     if not isinstance(value, dict) or not set(FIELDS[kind]) <= value.keys():
         raise ValueError(f"{place}: an item of type {kind} needs {', '.join(FIELDS[kind])}")
-    options = value.get("choices") if kind == "multiple_choice" else value.get("context_options")
-    if kind != "language_modeling" and (
-        not isinstance(options, list) or not isinstance(value["gold"], int) or not 0 <= value["gold"] < len(options)
-    ):
-        raise ValueError(f"{place}: gold must be the index of an option")
+    for name in ("query", "context", "continuation"):
+        if name in FIELDS[kind] and not isinstance(value[name], str):
+            raise ValueError(f"{place}: {name} must be text")
+    if kind == "language_modeling":
+        if not value["continuation"].strip():
+            raise ValueError(f"{place}: the continuation is empty")
+        return value
+    name = FIELDS[kind][0] if kind == "schema" else "choices"
+    options, gold = value[name], value["gold"]
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{place}: {name} must be a list of texts")
+    if type(gold) is not int or not 0 <= gold < len(options):
+        raise ValueError(f"{place}: gold must be the index of one of the {len(options)} {name}, not {gold!r}")
+    return value
 
 
 def _baselines(path: Path) -> dict[str, float]:
+    """Accuracy of guessing by task, 0 to 1."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError) as error:
+            baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is missing or has no columns 'Eval Task' and 'Random baseline' ({error})") from None
+    for label, baseline in baselines.items():
+        if not 0 <= baseline < 1:
+            raise ValueError(f"{path}: the random baseline of {label} must be between 0 and 100, not {baseline * 100}")
+    return baselines

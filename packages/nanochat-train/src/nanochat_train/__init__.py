@@ -13,6 +13,7 @@ from nanochat_train.checkpoints import (
     verify_checkpoint,
 )
 from nanochat_train.core import Candidate, CoreResult, Scored, Scorer, TaskResult, evaluate_core
+from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.groups import param_groups
 from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
 from nanochat_train.loss_scale import LossScale
@@ -44,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "CoreResult",
     "Ema",
+    "EvaluationLog",
     "FineTuning",
     "Group",
     "JsonlSink",

@@ -6,16 +6,21 @@ The tasks and the scorer come from outside (`CoreTask`, `Scorer`), so that any b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from nanochat_train.json_lines import append_json_lines, read_json_lines
+from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.world import World
+
+S = TypeVar("S", str, list[int])
+
+TIE_NATS = 2e-5
+"""Mean losses this close count as equal, and the first wins: rounding, which differs with the batch, decides nothing."""
 
 
 class CoreItem(Protocol):
@@ -81,6 +86,10 @@ class TaskResult:
     """0 for guessing, 1 for all right."""
     standard_error: float
     """of the centred accuracy"""
+    num_cropped: int = 0
+    """Items that lost their beginning because they were longer than the model's positions reach."""
+    num_undecided: int = 0
+    """Items that count as wrong because the model gave no finite loss for any option."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,17 +119,31 @@ def candidates(item: CoreItem, kind: str, encode: Callable[[str], list[int]]) ->
         return [Candidate(ids, start, len(ids)) for ids in encoded]
     if kind == "schema":
         length = common_prefix([ids[::-1] for ids in encoded])
-        return [Candidate(ids, len(ids) - length, len(ids)) for ids in encoded]
+        return [Candidate(ids, max(len(ids) - length, 1), len(ids)) for ids in encoded]
     without, whole = encoded
     return [Candidate(whole, common_prefix([without, whole]), len(whole))]
 
 
-def is_right(scored: Sequence[Scored], gold: int, kind: str) -> bool:
-    """Whether the right option has the lowest mean loss, or the continuation is what the model would say."""
-    if kind == "language_modeling":
-        return scored[0].is_greedy
-    means = [float(option.losses.mean()) if option.losses.size else math.inf for option in scored]
-    return means.index(min(means)) == gold
+def cropped(options: Sequence[Candidate], max_tokens: int | None) -> list[Candidate]:
+    """The options without as much of their beginning as is more than `max_tokens`, the same for all of them."""
+    excess = max(len(option.token_ids) for option in options) - max_tokens if max_tokens is not None else 0
+    if excess <= 0:
+        return list(options)
+    return [Candidate(o.token_ids[excess:], max(o.start - excess, 1), max(o.end - excess, 1)) for o in options]
+
+
+def common_prefix(sequences: Sequence[S]) -> int:
+    """How many tokens, or characters, all sequences begin with: those that the first and the last in order share."""
+    first, last = min(sequences), max(sequences)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+def choice(mean_losses: Sequence[float]) -> int | None:
+    """The first option with the lowest mean loss; None where no loss is finite."""
+    lowest = min((loss for loss in mean_losses if math.isfinite(loss)), default=None)
+    if lowest is None:
+        return None
+    return next(index for index, loss in enumerate(mean_losses) if loss <= lowest + TIE_NATS)
 
 
 def evaluate_core(
@@ -128,28 +151,42 @@ def evaluate_core(
     encode: Callable[[str], list[int]],
     scorer: Scorer,
     *,
-    items_at_once: int = 32,
-    log: Path | None = None,
+    items_at_once: int = 64,
+    max_tokens: int | None = None,
+    log: EvaluationLog | None = None,
     world: World | None = None,
+    device: torch.device | str = "cpu",
     on_task: Callable[[TaskResult], None] = lambda result: None,
 ) -> CoreResult:
-    """Scores every item of every task, shared out over the ranks of `world`.
+    """Scores every item of every task, shared out over the ranks of `world`, whose sums are made on `device`.
 
-    `log` gets a JSON line an item: task, index, prompts' losses, verdict; items that are in it already are not done again.
+    Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets a line an item; items that are in
+    it already are not done again.
     """
     world = world or World()
-    done = _read_log(log)
     results = []
     for task in tasks:
-        right = _evaluate_task(task, encode, scorer, items_at_once, log, done.get(task.label, {}), world)
-        num_right, num_items = (int(value) for value in world.sum(sum(right), len(right)))
-        result = task_result(task.label, num_right, num_items, task.baseline)
+        done = log.done(task.label) if log is not None else {}
+        mine = range(world.rank, len(task), world.size)
+        entries = [done[index] for index in mine if index in done]
+        todo = [index for index in mine if index not in done]
+        for begin in range(0, len(todo), items_at_once):
+            new = list(_entries(task, todo[begin : begin + items_at_once], encode, scorer, max_tokens))
+            if log is not None:
+                log.append(new)
+            entries += new
+        counts = [sum(bool(entry.get(name)) for entry in entries) for name in ("right", "cropped", "undecided")]
+        totals = [int(total) for total in world.sum(len(entries), *counts, device=device)]
+        result = replace(
+            task_result(task.label, totals[1], totals[0], task.baseline), num_cropped=totals[2], num_undecided=totals[3]
+        )
         results.append(result)
         on_task(result)
     return CoreResult(tasks=results)
 
 
 def task_result(label: str, num_right: int, num_items: int, baseline: float) -> TaskResult:
+    """The scores that follow from a count of right items. The standard error is the sample's, over n - 1."""
     accuracy = num_right / num_items
     spread = 1 - baseline
     return TaskResult(
@@ -157,54 +194,31 @@ def task_result(label: str, num_right: int, num_items: int, baseline: float) -> 
         num_items=num_items,
         accuracy=accuracy,
         centred=(accuracy - baseline) / spread,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / num_items) / spread,
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / max(num_items - 1, 1)) / spread,
     )
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with."""
-    shortest = min(map(len, sequences))
-    return next((i for i in range(shortest) if len({ids[i] for ids in sequences}) > 1), shortest)
-
-
-def _evaluate_task(
-    task: CoreTask,
-    encode: Callable[[str], list[int]],
-    scorer: Scorer,
-    items_at_once: int,
-    log: Path | None,
-    done: Mapping[int, bool],
-    world: World,
-) -> list[bool]:
-    mine = range(world.rank, len(task), world.size)
-    right = [done[index] for index in mine if index in done]
-    todo = [index for index in mine if index not in done]
-    for begin in range(0, len(todo), items_at_once):
-        indices = todo[begin : begin + items_at_once]
-        items = [task.item(index) for index in indices]
-        scored = scorer([candidates(item, task.kind, encode) for item in items])
-        lines = []
-        for index, item, options in zip(indices, items, scored, strict=True):
-            verdict = is_right(options, item.gold, task.kind)
-            right.append(verdict)
-            lines.append(
-                {
-                    "task": task.label,
-                    "index": index,
-                    "prompt": item.prompts[0],
-                    "losses": [round(float(option.losses.sum()), 4) for option in options],
-                    "gold": item.gold,
-                    "right": verdict,
-                }
-            )
-        if log is not None:
-            append_json_lines(log, lines)
-    return right
-
-
-def _read_log(log: Path | None) -> dict[str, dict[int, bool]]:
-    done: dict[str, dict[int, bool]] = {}
-    for line in read_json_lines(log) if log is not None else []:
-        entry: dict[str, Any] = line
-        done.setdefault(entry["task"], {})[entry["index"]] = entry["right"]
-    return done
+def _entries(
+    task: CoreTask, indices: Sequence[int], encode: Callable[[str], list[int]], scorer: Scorer, max_tokens: int | None
+) -> Iterator[dict[str, Any]]:
+    """A line of the log for each of these items."""
+    items = [task.item(index) for index in indices]
+    whole = [candidates(item, task.kind, encode) for item in items]
+    groups = [cropped(options, max_tokens) for options in whole]
+    for index, item, options, group, scored in zip(indices, items, whole, groups, scorer(groups), strict=True):
+        means = [float(option.losses.mean()) if option.losses.size else math.nan for option in scored]
+        chosen = choice(means)
+        continued = task.kind == "language_modeling"
+        right = chosen is not None and scored[0].is_greedy if continued else chosen == item.gold
+        shared = common_prefix(item.prompts)
+        yield {
+            "task": task.label,
+            "index": index,
+            "prompt": item.prompts[0][:shared],
+            "options": [prompt[shared:] for prompt in item.prompts],
+            "losses": [round(mean, 6) for mean in means],
+            "gold": item.gold,
+            "right": right,
+            "cropped": group != options,
+            "undecided": chosen is None,
+        }
