@@ -86,7 +86,16 @@ def test_no_half_characters() -> None:
     assert reader.push(first, 1) == []
     assert [piece for token_id in rest for piece in reader.push(token_id, 1)] == ["é"]
     reader.push(first, 1)
-    assert reader.finish() == ["\ufffd"]
+    assert reader.finish() == []
+
+
+@given(st.lists(st.tuples(st.integers(0, TOKENIZER.vocab_size - 1), st.integers(0, 1)), max_size=60))
+def test_whatever_tokens_come_only_whole_characters_are_said(tokens: list[tuple[int, int]]) -> None:
+    said, _ = read(tokens)
+    for piece in said:
+        for text in [piece] if isinstance(piece, str) else [piece.expression, piece.output or ""]:
+            assert "\ufffd" not in text
+            assert text.encode().decode() == text
 
 
 def test_stop_string_ends_the_answer() -> None:

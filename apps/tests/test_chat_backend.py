@@ -6,11 +6,10 @@ from pathlib import Path
 
 import nanochat_engine
 import pytest
-from nanochat_apps.chat_backend import EngineBackend, Replicas, create_backend
+from nanochat_apps.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine.testing import ByteTokenizer, ScriptedLM, TinyLM
 from nanochat_serve import ChatEvent, ChatRequest, ContextLengthError, Finished, TextDelta, ToolCall
-from nanochat_serve.testing import ScriptedBackend
 from nanochat_tokenizer import render_for_completion
 from nanochat_tokenizer.testing import byte_tokenizer
 
@@ -94,6 +93,39 @@ def test_several_answers_are_refused_and_so_is_a_foreign_tokenizer() -> None:
         EngineBackend(nanochat_engine.Engine(TinyLM(), ByteTokenizer()))
 
 
+def test_a_text_is_gone_on_from_without_roles() -> None:
+    async def ask() -> tuple[list[ChatEvent], list[int]]:
+        read: list[list[int]] = []
+
+        def next_token(history: list[int]) -> int:
+            read.append(history)
+            return TOKENIZER.encode("!")[0]
+
+        model = ScriptedLM(next_token, vocab_size=TOKENIZER.vocab_size, max_context=32)
+        backend = EngineBackend(nanochat_engine.Engine(model, TOKENIZER))
+        events = [event async for event in backend.stream(request(messages=(), prompt="Once", max_tokens=2))]
+        await backend.aclose()
+        return events, next(history for history in read if len(history) == 5)
+
+    events, first = asyncio.run(ask())
+    assert first == [TOKENIZER.bos_id, *TOKENIZER.encode("Once")]
+    assert events[-1] == Finished(reason="length", prompt_tokens=5, completion_tokens=2)
+
+
+def test_whatever_tokens_come_the_text_is_whole_characters() -> None:
+    bytes_of_three = TOKENIZER.encode("😀é")
+    noise = [
+        bytes_of_three[0],
+        0xFF,
+        *bytes_of_three,
+        bytes_of_three[1],
+        *TOKENIZER.encode("\ufffd"),
+        bytes_of_three[0],
+    ]
+    events, _ = answer_of(lambda: saying([*noise]), request())
+    assert events == [TextDelta("😀é")]
+
+
 def test_an_earlier_tool_call_is_part_of_the_prompt() -> None:
     turn = [
         {"role": "user", "content": "Hi"},
@@ -130,25 +162,3 @@ def test_equal_seeds_give_equal_answers(tmp_path: Path) -> None:
     )
     assert first == again
     assert first != other
-
-
-def test_replicas_share_the_load() -> None:
-    backends = [ScriptedBackend(pause_s=0.01) for _ in range(3)]
-
-    async def ask() -> None:
-        replicas = Replicas(backends)
-
-        async def one() -> None:
-            async for _ in replicas.stream(request()):
-                pass
-
-        tasks = []
-        for _ in range(6):
-            tasks.append(asyncio.create_task(one()))
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
-        await replicas.aclose()
-
-    asyncio.run(ask())
-    assert [len(backend.requests) for backend in backends] == [2, 2, 2]
-    assert all(backend.closed for backend in backends)

@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from nanochat_apps.chat_backend import LoadingBackend, Replicas, create_backend
+from nanochat_apps.chat_backend import create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
+from nanochat_serve import WorkerPool
 from nanochat_serve.testing import check_chat_backend
 
 
@@ -23,17 +24,14 @@ def test_engine_backend(checkpoint: Path) -> None:
     asyncio.run(check())
 
 
-def test_replicas_that_load_while_the_server_runs(checkpoint: Path) -> None:
+def test_worker_processes_that_load_while_the_server_runs(checkpoint: Path) -> None:
     async def check() -> None:
-        backend = LoadingBackend(
-            lambda: Replicas([create_backend(checkpoint), create_backend(checkpoint)]), devices=["cpu", "cpu"]
-        )
-        assert not backend.status().ready
-        await backend.load()
-        assert backend.status().ready
-        assert backend.status().devices == ("cpu", "cpu")
-        assert backend.status().max_running == 64
-        await check_chat_backend(backend)
-        await backend.aclose()
+        arguments = {"checkpoint_dir": str(checkpoint), "dtype": "float32", "max_rows": 8}
+        pool = WorkerPool("nanochat_apps.chat_backend:create_worker", ["cpu", "cpu"], arguments=arguments)
+        assert not pool.status().ready
+        await pool.start()
+        assert [(w.device, w.ready, w.max_running) for w in pool.status().workers] == [("cpu", True, 8)] * 2
+        await check_chat_backend(pool)
+        await pool.aclose()
 
     asyncio.run(check())

@@ -1,6 +1,7 @@
 """An answer as it comes: tokens to text that a person may see and tool calls, for the chat programs.
 
-Special tokens steer and are never shown. No half characters, and no beginning of a stop string that may yet be one.
+Special tokens steer and are never shown. No half characters, none that stand for bytes that are no text, and no beginning
+of a stop string that may yet be one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class AnswerReader:
         elif name is None and self._expression is not None:
             self._expression.append(token_id)
         elif name is None:
-            said += self._text(self._stop.push(self._decoder.push(token_id)))
+            said += self._text(self._stop.push(_legible(self._decoder.push(token_id))))
         return said
 
     def finish(self) -> list[str | Call]:
@@ -104,7 +105,7 @@ class AnswerReader:
         return [call]
 
     def _flush(self) -> list[str | Call]:
-        return self._text(self._stop.push(self._decoder.flush()) + self._stop.flush())
+        return self._text(self._stop.push(_legible(self._decoder.flush())) + self._stop.flush())
 
     def _text(self, text: str) -> list[str | Call]:
         if not text:
@@ -116,7 +117,7 @@ class AnswerReader:
         return [text]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
+        return _legible(self._tokenizer.decode_bytes(ids).decode("utf-8", errors="replace"))
 
 
 class StopStrings:
@@ -144,6 +145,11 @@ class StopStrings:
         """What was held back, when no more can follow."""
         held, self._held = self._held, ""
         return held
+
+
+def _legible(text: str) -> str:
+    """Without the characters that stand for bytes a model made up that are no UTF-8."""
+    return text.replace("\ufffd", "")
 
 
 def _overlap(text: str, string: str) -> int:

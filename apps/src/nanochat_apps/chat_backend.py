@@ -1,13 +1,13 @@
 """The chat server's backend: conversations in, text and tool calls out, over an engine that answers many at once.
 
-Where tokenizer, engine and server meet. The event loop never waits for the model: the engine has a thread of its own.
+Where tokenizer, engine and server meet. The event loop never waits for the model: the engine has a thread of its own, and
+`chat-web` runs it in a process of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nanochat_engine
@@ -15,13 +15,13 @@ import torch
 from nanochat_engine import AsyncEngine, Engine, FinishReason, Request
 from nanochat_serve import (
     BackendStatus,
-    ChatBackend,
     ChatEvent,
     ChatRequest,
     ContextLengthError,
     Finished,
     TextDelta,
     ToolCall,
+    WorkerStatus,
 )
 from nanochat_tokenizer import SPECIAL_TOKENS, Tokenizer, render_for_completion
 
@@ -45,6 +45,13 @@ def create_backend(
     return EngineBackend(engine, max_rows=max_rows, kv_budget_bytes=kv_budget_bytes)
 
 
+def create_worker(*, checkpoint_dir: str, device: str, dtype: str, max_rows: int) -> EngineBackend:
+    """`create_backend` out of plain strings, for a worker process of its own (`nanochat_serve.WorkerPool`)."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    return create_backend(checkpoint_dir, device=device, dtype=getattr(torch, dtype), max_rows=max_rows)
+
+
 class EngineBackend:
     """A `nanochat_serve.ChatBackend` over one engine, on one device."""
 
@@ -62,7 +69,7 @@ class EngineBackend:
         Raises `ContextLengthError` if the conversation leaves no room for an answer, `ValueError` if it is none.
         """
         if request.n != 1:
-            raise ValueError(f"n={request.n}: this backend gives one answer a request")
+            raise ValueError(f"n={request.n}: a backend is asked for one answer at a time")
         prompt = self._render(request)
         reader = AnswerReader(self._tokenizer, SPECIAL_TOKENS, request.stop)
         completion_tokens = 0
@@ -83,20 +90,23 @@ class EngineBackend:
         yield Finished(reason=reason, prompt_tokens=len(prompt), completion_tokens=completion_tokens)
 
     def status(self) -> BackendStatus:
-        return BackendStatus(
-            ready=True,
-            devices=(str(self._model.device),),
+        worker = WorkerStatus(
+            device=str(self._model.device),
             num_running=self._engine.num_running,
             num_waiting=self._engine.num_waiting,
             max_running=self._max_rows,
         )
+        return BackendStatus(workers=(worker,))
 
     async def aclose(self) -> None:
         """Ends the engine; answers in progress end with an error."""
         await self._engine.aclose()
 
     def _render(self, request: ChatRequest) -> list[int]:
-        prompt = render_for_completion(self._tokenizer, {"messages": request.messages})
+        if request.prompt is None:
+            prompt = render_for_completion(self._tokenizer, {"messages": request.messages})
+        else:
+            prompt = [self._tokenizer.bos_id, *self._tokenizer.encode(request.prompt)]
         if len(prompt) >= self._model.max_context:
             raise ContextLengthError(len(prompt), self._model.max_context)
         return prompt
@@ -109,63 +119,6 @@ class EngineBackend:
             top_k=request.top_k,
             seed=secrets.randbits(62) if request.seed is None else request.seed,
         )
-
-
-class LoadingBackend:
-    """A backend that is not there yet: not ready until `load` has made it, so that the port can be open before."""
-
-    def __init__(self, make: Callable[[], ChatBackend], *, devices: Sequence[str]) -> None:
-        self._make = make
-        self._devices = tuple(devices)
-        self._backend: ChatBackend | None = None
-
-    async def load(self) -> None:
-        """Makes the backend on a thread of its own; raises what making it raises."""
-        self._backend = await asyncio.to_thread(self._make)
-
-    def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
-        if self._backend is None:
-            raise RuntimeError("the model is still loading")
-        return self._backend.stream(request)
-
-    def status(self) -> BackendStatus:
-        if self._backend is None:
-            return BackendStatus(ready=False, devices=self._devices)
-        return self._backend.status()
-
-    async def aclose(self) -> None:
-        if self._backend is not None:
-            await self._backend.aclose()
-
-
-class Replicas:
-    """Backends with the same model, one a device; each request goes to the one with the fewest."""
-
-    def __init__(self, backends: Sequence[ChatBackend]) -> None:
-        if not backends:
-            raise ValueError("replicas need at least one backend")
-        self._backends = list(backends)
-
-    def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
-        return min(self._backends, key=_load_of).stream(request)
-
-    def status(self) -> BackendStatus:
-        all_of = [backend.status() for backend in self._backends]
-        return BackendStatus(
-            ready=all(status.ready for status in all_of),
-            devices=tuple(device for status in all_of for device in status.devices),
-            num_running=sum(status.num_running for status in all_of),
-            num_waiting=sum(status.num_waiting for status in all_of),
-            max_running=sum(status.max_running for status in all_of),
-        )
-
-    async def aclose(self) -> None:
-        await asyncio.gather(*(backend.aclose() for backend in self._backends))
-
-
-def _load_of(backend: ChatBackend) -> int:
-    status = backend.status()
-    return status.num_running + status.num_waiting
 
 
 def _as_event(piece: str | Call) -> ChatEvent:

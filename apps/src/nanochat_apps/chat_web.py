@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,7 @@ from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dt
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_serve import ServerSettings
-
-    from nanochat_apps.chat_backend import LoadingBackend
-
-DRAIN_S = 30.0
-"""How long answers in progress may go on after the server was told to stop."""
+    from nanochat_serve import ServerSettings, WorkerPool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,62 +50,95 @@ class Settings:
     """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
     device_type: DeviceType = "auto"
     """Where to compute."""
+    max_rows: int = 32
+    """Answers that one replica writes at a time; more wait."""
+    max_requests: int = 64
+    """Answers running or waiting at a time, a replica; one more gets status 429."""
+    max_requests_per_client: int = 32
+    """Of those, how many one client address may hold."""
+    queue_timeout_s: float = 60.0
+    """Seconds after which an answer that has not begun is given up."""
+    request_timeout_s: float = 600.0
+    """Seconds that an answer may take in all."""
+    drain_s: float = 30.0
+    """Seconds that answers in progress get after the server was told to stop."""
     api_key_file: Path | None = None
     """File with a key that requests must carry as `Authorization: Bearer <key>`."""
+    cors_origin: tuple[str, ...] = ()
+    """Origins of other pages that may use the server, such as `https://app.example`."""
+    behind_proxy: bool = False
+    """Whether a proxy in front says in `X-Forwarded-For` who the client is."""
+    log_conversations: bool = False
+    """Write what is asked and answered to the log."""
 
     def __post_init__(self) -> None:
-        limits = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
-        for field, (low, high) in {**limits, "temperature": (0, 2)}.items():
+        counts = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
+        rows = dict.fromkeys(("max_rows", "max_requests", "max_requests_per_client"), (1, 100_000))
+        seconds = {"queue_timeout_s": (0.1, 86_400), "request_timeout_s": (0.1, 86_400), "drain_s": (0, 86_400)}
+        for field, (low, high) in {**counts, **rows, **seconds, "temperature": (0, 2)}.items():
             if not low <= getattr(self, field) <= high:
                 flag = field.replace("_", "-")
                 raise ValueError(f"--{flag} {getattr(self, field)} must be between {low} and {high}")
+        if any("://" not in origin and origin != "*" for origin in self.cors_origin):
+            raise ValueError(f"--cors-origin {' '.join(self.cors_origin)}: an origin looks like https://app.example")
 
 
 def serve(settings: Settings) -> int:
     """Serves until it is told to stop (Ctrl-C, SIGTERM), then lets answers in progress end.
 
-    The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded.
+    The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded. The model
+    runs in processes of its own, one a device, which are started again when they die.
     """
     checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     api_key = read_api_key(settings.api_key_file)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    allow_many_connections()
     with open_socket(settings.host, settings.port) as listener:
-        from nanochat_serve import ServerSettings
-
-        from nanochat_apps.chat_backend import LoadingBackend, Replicas, create_backend
+        from nanochat_serve import ServerSettings, WorkerPool
 
         devices = choose_devices(settings.device_type, settings.num_gpus)
         dtype = choose_dtype(devices[0], settings.dtype)
         announce(settings, listener, checkpoint, devices, dtype, has_key=api_key is not None)
-        backend = LoadingBackend(
-            lambda: Replicas([create_backend(checkpoint, device=device, dtype=dtype) for device in devices]),
-            devices=[str(device) for device in devices],
+        pool = WorkerPool(
+            "nanochat_apps.chat_backend:create_worker",
+            [str(device) for device in devices],
+            arguments={
+                "checkpoint_dir": str(checkpoint),
+                "dtype": str(dtype).removeprefix("torch."),
+                "max_rows": settings.max_rows,
+            },
         )
         server_settings = ServerSettings(
-            temperature=settings.temperature, top_k=settings.top_k, max_tokens=settings.max_tokens, api_key=api_key
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            max_tokens=settings.max_tokens,
+            max_requests=settings.max_requests * len(devices),
+            max_requests_per_client=settings.max_requests_per_client,
+            queue_timeout_s=settings.queue_timeout_s,
+            request_timeout_s=settings.request_timeout_s,
+            api_key=api_key,
+            cors_origins=settings.cors_origin,
+            behind_proxy=settings.behind_proxy,
+            log_conversations=settings.log_conversations,
+            model_name=checkpoint.parent.name,
         )
-        asyncio.run(run_server(backend, server_settings, listener))
+        asyncio.run(run_server(pool, server_settings, listener, settings.drain_s))
     return 0
 
 
-async def run_server(backend: LoadingBackend, settings: ServerSettings, listener: socket.socket) -> None:
+async def run_server(pool: WorkerPool, settings: ServerSettings, listener: socket.socket, drain_s: float) -> None:
     """Opens the server on a bound socket, loads the model, and serves until a signal. Raises what loading raises."""
-    from aiohttp import web
-    from nanochat_serve import create_app
+    from nanochat_serve import create_app, running
 
-    runner = web.AppRunner(create_app(backend, settings), access_log=None, shutdown_timeout=DRAIN_S)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listener).start()
-        stop = asyncio.create_task(stop_signal())
-        loading = asyncio.create_task(backend.load())
+    stop = asyncio.create_task(stop_signal())
+    async with running(create_app(pool, settings), listener, drain_s=drain_s):
+        loading = asyncio.create_task(pool.start())
         await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             print("ready; Ctrl-C stops it", flush=True)
         await stop
         print("stopping", flush=True)
-    finally:
-        await runner.cleanup()
 
 
 async def stop_signal() -> None:
@@ -124,6 +154,16 @@ async def stop_signal() -> None:
         with contextlib.suppress(NotImplementedError):
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def allow_many_connections() -> None:
+    """As many open files as the system lets this process have: a connection is one."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def open_socket(host: str, port: int) -> socket.socket:

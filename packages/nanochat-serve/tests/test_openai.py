@@ -14,13 +14,13 @@ ANSWER = [
     TextDelta("😀"),
     Finished(reason="length", prompt_tokens=3, completion_tokens=2),
 ]
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
-def post(backend, body, **settings):
+def post(backend, body, path="/v1/chat/completions", **settings):
     async def session():
         async with TestClient(TestServer(create_app(backend, ServerSettings(**settings)))) as client:
-            response = await client.post("/v1/chat/completions", json=body)
+            response = await client.post(path, json=body)
             return response.status, await response.text()
 
     return asyncio.run(session())
@@ -62,7 +62,10 @@ def test_chunks_share_an_id_and_end_with_done():
         ([], "body"),
         (ask(tools=[{"type": "function"}]), "tools"),
         (ask(logprobs=True), "logprobs"),
-        (ask(n=2), "n"),
+        (ask(n=9), "n"),
+        (ask(n=0), "n"),
+        (ask(stream="yes"), "stream"),
+        (ask(stream_options=3), "stream_options"),
         (ask(top_p=0.5), "top_p"),
         (ask(response_format={"type": "json_object"}), "response_format"),
         (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
@@ -72,6 +75,27 @@ def test_chunks_share_an_id_and_end_with_done():
 )
 def test_what_it_cannot_do_is_refused_by_name(body, field):
     status, text = post(ScriptedBackend(), body)
+    assert (status, json.loads(text)["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": {"text": "a"}}, "prompt"),
+        ({"prompt": "x" * 32_001}, "prompt"),
+        ({"prompt": ["a", "b", "c"], "n": 3}, "prompt"),
+        ({"prompt": "\ud83d"}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": 3}, "logprobs"),
+        ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),
+    ],
+)
+def test_completions_refuse_by_name_too(body, field):
+    status, text = post(ScriptedBackend(), body, "/v1/completions")
     assert (status, json.loads(text)["error"]["param"]) == (400, field)
 
 

@@ -249,7 +249,8 @@ def test_health_ready_and_stats_have_the_documented_fields():
     (health, ready, stats) = serve(ScriptedBackend(), use)
     assert health == (200, {"status": "ok", "ready": True, "num_gpus": 1, "available_workers": 1})
     assert ready == (200, {"ready": True})
-    assert stats[1]["workers"] == [{"gpu_id": 0, "device": "cpu"}]
+    worker = {"gpu_id": 0, "device": "cpu", "ready": True, "running": 0, "waiting": 0, "restarts": 0}
+    assert stats[1]["workers"] == [worker]
     assert (stats[1]["total_workers"], stats[1]["available_workers"], stats[1]["busy_workers"]) == (1, 1, 0)
     assert stats[1]["completion_tokens"] == 2
     assert stats[1]["defaults"] == {"temperature": 0.8, "top_k": 50, "max_tokens": 512}
@@ -267,9 +268,23 @@ def test_metrics_are_prometheus_text():
         await post(client, user("one two"))
         return await (await client.get("/metrics")).text()
 
-    text = serve(ScriptedBackend(), use)
-    assert 'nanochat_requests_total{outcome="ok"} 1.0' in text
-    assert "nanochat_completion_tokens_total 2.0" in text
+    done = Finished(reason="stop", prompt_tokens=9, completion_tokens=2, cached_tokens=4)
+    lines = serve(ScriptedBackend([TextDelta("a"), TextDelta("b"), done]), use).splitlines()
+    for line in (
+        'nanochat_requests_total{outcome="ok"} 1.0',
+        "nanochat_completion_tokens_total 2.0",
+        "nanochat_prompt_tokens_total 9.0",
+        "nanochat_prefix_tokens_total 4.0",
+        "nanochat_prefix_hits_total 1.0",
+        "nanochat_time_to_first_token_seconds_count 1.0",
+        "nanochat_inter_token_seconds_count 2.0",
+        "nanochat_request_seconds_count 1.0",
+        "nanochat_running_requests 0.0",
+        "nanochat_queue_requests 0.0",
+        "nanochat_workers_ready 1.0",
+        "nanochat_worker_restarts 0.0",
+    ):
+        assert line in lines
 
 
 def test_an_api_key_is_asked_for_where_one_is_set():

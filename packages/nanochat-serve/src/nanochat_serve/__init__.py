@@ -1,6 +1,8 @@
 """aiohttp chat server and chat page for any backend that streams text."""
 
 from nanochat_serve.app import create_app
+from nanochat_serve.errors import InvalidRequestError
+from nanochat_serve.frames import WorkerError
 from nanochat_serve.in_process import ThreadedBackend
 from nanochat_serve.protocols import (
     BackendStatus,
@@ -11,9 +13,12 @@ from nanochat_serve.protocols import (
     Finished,
     TextDelta,
     ToolCall,
+    WorkerStatus,
 )
+from nanochat_serve.serving import running
 from nanochat_serve.settings import ServerSettings
-from nanochat_serve.validation import InvalidRequestError, parse_request
+from nanochat_serve.validation import parse_request
+from nanochat_serve.worker_pool import WorkerPool
 
 __all__ = [
     "BackendStatus",
@@ -27,6 +32,10 @@ __all__ = [
     "TextDelta",
     "ThreadedBackend",
     "ToolCall",
+    "WorkerError",
+    "WorkerPool",
+    "WorkerStatus",
     "create_app",
     "parse_request",
+    "running",
 ]

@@ -1,30 +1,22 @@
-"""The aiohttp application: the chat page, the chat endpoint with server-sent events, health and statistics."""
+"""The aiohttp application: the chat page, the chat endpoint with server-sent events, and all routes."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
-from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from nanochat_serve import openai
-from nanochat_serve.admission import (
-    BACKEND,
-    METRICS,
-    SETTINGS,
-    RefusedError,
-    admitted,
-    check_key,
-    json_body,
-    json_error,
-)
+from nanochat_serve import openai, status
+from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, check_key, json_body
+from nanochat_serve.answers import LOG
+from nanochat_serve.errors import RefusedError
 from nanochat_serve.metrics import ServerMetrics
 from nanochat_serve.protocols import ChatBackend, ChatEvent, TextDelta, ToolCall
+from nanochat_serve.serving import HEADS, HeadTimer, hear
 from nanochat_serve.settings import ServerSettings
-from nanochat_serve.sse import stream_answer
-from nanochat_serve.validation import InvalidRequestError, parse_request
+from nanochat_serve.sse import Line, stream_answer
+from nanochat_serve.validation import parse_request
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -41,23 +33,29 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> web.Application:
     """The server over a backend, which it closes when it shuts down."""
     settings = settings or ServerSettings()
-    app = web.Application(middlewares=[errors_as_json], client_max_size=settings.max_body_bytes)
+    app = web.Application(middlewares=[hear, preflights, errors_as_json], client_max_size=settings.max_body_bytes)
     app[BACKEND] = backend
     app[SETTINGS] = settings
-    app[METRICS] = ServerMetrics()
+    app[METRICS] = ServerMetrics(backend)
+    app[GATE] = Gate(settings)
+    app[HEADS] = HeadTimer(settings.head_timeout_s)
     app.cleanup_ctx.append(_own_backend)
     app.on_response_prepare.append(_add_headers)
     app.router.add_post("/chat/completions", chat_completions)
     app.router.add_post("/v1/chat/completions", openai.chat_completions)
+    app.router.add_post("/v1/completions", openai.completions)
     app.router.add_get("/v1/models", openai.models)
-    app.router.add_get("/health", health)
-    app.router.add_get("/ready", ready)
-    app.router.add_get("/stats", stats)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/v1/models/{name}", openai.model)
+    app.router.add_get("/health", status.health)
+    app.router.add_get("/ready", status.ready)
+    app.router.add_get("/stats", status.stats)
+    app.router.add_get("/metrics", status.metrics)
     for path, (name, content_type) in PAGE_FILES.items():
         app.router.add_get(path, _page_file(name, content_type))
     return app
@@ -67,88 +65,65 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Streams one answer as `data:` lines; errors before the first one are JSON with a status."""
     check_key(request)
     chat = parse_request(await json_body(request), request.app[SETTINGS])
-    async with admitted(request):
-        return await stream_answer(request, chat, wire_events)
+    return await stream_answer(request, [chat], wire_lines)
 
 
-def wire_events(event: ChatEvent) -> list[dict[str, Any] | str]:
+def wire_lines(_index: int, event: ChatEvent) -> list[Line]:
     """An event as it stands on its `data:` line."""
     if isinstance(event, TextDelta):
-        return [{"token": event.text, "gpu": 0}]
+        return [{"token": event.text, "gpu": event.worker}]
     if isinstance(event, ToolCall):
-        return [{"tool": {"expression": event.expression, "output": event.output}, "gpu": 0}]
+        return [{"tool": {"expression": event.expression, "output": event.output}, "gpu": event.worker}]
     return [{"done": True}]
 
 
-async def health(request: web.Request) -> web.Response:
-    """Always 200: the server is there, whatever the model does."""
-    status = request.app[BACKEND].status()
-    return web.json_response(
-        {
-            "status": "ok",
-            "ready": status.ready,
-            "num_gpus": len(status.devices),
-            "available_workers": len(status.devices) if status.num_running < status.max_running else 0,
-        }
-    )
-
-
-async def ready(request: web.Request) -> web.Response:
-    """503 until the model is loaded."""
-    is_ready = request.app[BACKEND].status().ready
-    return web.json_response({"ready": is_ready}, status=200 if is_ready else 503)
-
-
-async def stats(request: web.Request) -> web.Response:
-    """Workers, queue, tokens since the start, and what a request that leaves a setting out gets."""
-    status, counters, settings = request.app[BACKEND].status(), request.app[METRICS], request.app[SETTINGS]
-    busy = min(len(status.devices), int(status.num_running > 0))
-    return web.json_response(
-        {
-            "total_workers": len(status.devices),
-            "available_workers": len(status.devices) - busy,
-            "busy_workers": busy,
-            "workers": [{"gpu_id": index, "device": name} for index, name in enumerate(status.devices)],
-            "running": status.num_running,
-            "waiting": status.num_waiting,
-            "defaults": {
-                "temperature": settings.temperature,
-                "top_k": settings.top_k,
-                "max_tokens": settings.max_tokens,
-            },
-            "requests": counters.num_requests,
-            "completion_tokens": counters.num_tokens,
-        }
-    )
-
-
-async def metrics(request: web.Request) -> web.Response:
-    return web.Response(
-        body=generate_latest(request.app[METRICS].registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
-
-
 @web.middleware
-async def errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error is JSON with a message; what is wrong in a request names its field."""
     try:
         return await handler(request)
-    except InvalidRequestError as error:
-        response = web.json_response(
-            {"error": {"message": str(error), "type": "invalid_request_error", "param": error.field}}, status=400
-        )
     except RefusedError as error:
-        response = json_error(error.status, error.kind, str(error), retry_after_s=error.retry_after_s)
+        return error.as_response()
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        response = json_error(error.status, "http_error", error.text or error.reason)
-    return response
+        response = RefusedError(error.status, "http_error", error.text or error.reason).as_response()
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except Exception:
+        LOG.exception("%s %s failed", request.method, request.path)
+        return RefusedError(500, "internal_error", "the server failed; its log says why").as_response()
 
 
-def _page_file(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+@web.middleware
+async def preflights(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers a browser that asks whether another origin's page may send a request."""
+    if request.method == "OPTIONS" and _allowed_origin(request) is not None:
+        headers = {
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Max-Age": "600",
+        }
+        return web.Response(status=204, headers=headers)
+    return await handler(request)
+
+
+def _allowed_origin(request: web.Request) -> str | None:
+    origins, origin = request.app[SETTINGS].cors_origins, request.headers.get("Origin")
+    return origin if origin is not None and (origin in origins or "*" in origins) else None
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(SECURITY_HEADERS)
+    if request.app[SETTINGS].cors_origins:
+        response.headers["Vary"] = "Origin"
+        origin = _allowed_origin(request)
+        if origin is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+
+
+def _page_file(name: str, content_type: str) -> Handler:
     content = (files("nanochat_serve") / "static" / name).read_text(encoding="utf-8")
 
     async def serve(_request: web.Request) -> web.Response:
@@ -162,7 +137,3 @@ def _page_file(name: str, content_type: str) -> Callable[[web.Request], Awaitabl
 async def _own_backend(app: web.Application) -> AsyncIterator[None]:
     yield
     await app[BACKEND].aclose()
-
-
-async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(SECURITY_HEADERS)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest
+from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, WorkerStatus
 
 Answer = Callable[[ChatRequest, threading.Event], Iterator[ChatEvent]]
 """Writes one answer. It should look at the event between tokens and return once that is set."""
@@ -84,13 +84,13 @@ class ThreadedBackend:
             self._cancelled.discard(hand_over.cancelled)
 
     def status(self) -> BackendStatus:
-        return BackendStatus(
-            ready=True,
-            devices=(self._device,),
+        worker = WorkerStatus(
+            device=self._device,
             num_running=self._num_running,
             num_waiting=max(0, len(self._cancelled) - self._num_running),
             max_running=self._num_workers,
         )
+        return BackendStatus(workers=(worker,))
 
     async def aclose(self) -> None:
         """Cancels every answer and waits for the threads."""

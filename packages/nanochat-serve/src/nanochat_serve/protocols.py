@@ -9,9 +9,12 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
-    """A checked request. A message's content is a string or a list of parts (`text`, `python`, `python_output`)."""
+    """A checked request: a conversation to answer, or a plain text to go on from."""
 
-    messages: tuple[Mapping[str, Any], ...]
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """A message's content is a string or a list of parts (`text`, `python`, `python_output`)."""
+    prompt: str | None = None
+    """Text to go on from, without any roles. Then there are no messages."""
     temperature: float
     top_k: int | None
     """None: the whole vocabulary."""
@@ -20,6 +23,7 @@ class ChatRequest:
     """None: another answer each time."""
     stop: tuple[str, ...] = ()
     n: int = 1
+    """Answers asked for. The server asks a backend for each of them on its own, so that a backend only sees 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class TextDelta:
     """More text of the answer, whole characters only."""
 
     text: str
+    worker: int = 0
+    """Which of the backend's workers wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class ToolCall:
 
     expression: str
     output: str
+    worker: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,22 +51,50 @@ class Finished:
     reason: Literal["stop", "length", "cancelled", "error"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that an earlier request had left in the cache."""
 
 
 ChatEvent = TextDelta | ToolCall | Finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BackendStatus:
-    """What `/health` and `/stats` report."""
+class WorkerStatus:
+    """One worker, which has a device to itself."""
 
-    ready: bool
-    devices: tuple[str, ...]
-    """One a worker, such as `cpu` or `cuda:0`."""
+    device: str
+    """Such as `cpu` or `cuda:0`."""
+    ready: bool = True
     num_running: int = 0
     num_waiting: int = 0
     max_running: int = 1
-    """Answers that can be written at a time, over all workers."""
+    """Answers that it can write at a time."""
+    num_restarts: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another answer would begin at once."""
+        return self.ready and self.num_running + self.num_waiting < self.max_running
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendStatus:
+    """What `/health`, `/stats` and `/metrics` report."""
+
+    workers: tuple[WorkerStatus, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether any worker answers."""
+        return any(worker.ready for worker in self.workers)
+
+    @property
+    def num_running(self) -> int:
+        return sum(worker.num_running for worker in self.workers)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(worker.num_waiting for worker in self.workers)
 
 
 class ContextLengthError(ValueError):
@@ -67,6 +102,8 @@ class ContextLengthError(ValueError):
 
     def __init__(self, num_tokens: int, max_context: int) -> None:
         super().__init__(f"the conversation has {num_tokens} tokens, the model's context holds {max_context}")
+        self.num_tokens = num_tokens
+        self.max_context = max_context
 
 
 class ChatBackend(Protocol):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from nanochat_serve.protocols import BackendStatus, ChatBackend, ChatEvent, ChatRequest, Finished, TextDelta
+from nanochat_serve.protocols import (
+    BackendStatus,
+    ChatBackend,
+    ChatEvent,
+    ChatRequest,
+    Finished,
+    TextDelta,
+    WorkerStatus,
+)
 
 
 class ScriptedBackend:
@@ -38,12 +46,14 @@ class ScriptedBackend:
             self.num_cancelled += int(not completed)
 
     def _echo(self, request: ChatRequest) -> list[ChatEvent]:
-        words = str(request.messages[-1]["content"]).split(" ")
+        text = request.messages[-1]["content"] if request.prompt is None else request.prompt
+        words = str(text).split(" ")[: request.max_tokens]
         deltas = [TextDelta(word + (" " if i + 1 < len(words) else "")) for i, word in enumerate(words)]
         return [*deltas, Finished(reason="stop", prompt_tokens=len(words), completion_tokens=len(words))]
 
     def status(self) -> BackendStatus:
-        return BackendStatus(ready=self.ready, devices=("cpu",), num_running=self.num_running, max_running=32)
+        worker = WorkerStatus(device="cpu", ready=self.ready, num_running=self.num_running, max_running=32)
+        return BackendStatus(workers=(worker,))
 
     async def aclose(self) -> None:
         self.closed = True
@@ -54,8 +64,7 @@ async def check_chat_backend(backend: ChatBackend) -> None:
     request = ChatRequest(
         messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8, seed=1
     )
-    status = backend.status()
-    assert status.devices, "a backend has at least one device"
+    assert backend.status().workers, "a backend has at least one worker"
     answers = await asyncio.gather(*(_collect(backend, request) for _ in range(2)))
     for events in answers:
         assert isinstance(events[-1], Finished), "an answer must end with Finished"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.protocols import ChatRequest
 from nanochat_serve.settings import ServerSettings
 
@@ -16,32 +17,26 @@ MAX_TOKENS = 4096
 MAX_STOPS = 4
 
 
-class InvalidRequestError(ValueError):
-    """What is wrong with a request, and where."""
-
-    def __init__(self, field: str, complaint: str) -> None:
-        super().__init__(f"{field}: {complaint}")
-        self.field = field
-
-
-def parse_request(body: object, settings: ServerSettings) -> ChatRequest:
+def parse_request(body: object, settings: ServerSettings, *, n: int = 1) -> ChatRequest:
     """Checks and clamps: temperature to 0-2, top-k to 0-200, max tokens to 1-4096. Raises `InvalidRequestError`."""
     if not isinstance(body, Mapping):
         raise InvalidRequestError("body", "must be a JSON object")
-    temperature = _number(body, "temperature", settings.temperature)
-    top_k = round(_number(body, "top_k", settings.top_k))
-    max_tokens = round(_number(body, "max_tokens", settings.max_tokens))
+    sampling = parse_sampling(body, settings)
+    return ChatRequest(messages=_messages(body.get("messages"), settings), n=n, **sampling)
+
+
+def parse_sampling(body: Mapping[str, Any], settings: ServerSettings) -> dict[str, Any]:
+    """The fields that say how to answer, as they stand in a `ChatRequest`."""
     seed = body.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63):
-        raise InvalidRequestError("seed", "must be a whole number of at least 0")
-    return ChatRequest(
-        messages=_messages(body.get("messages"), settings),
-        temperature=min(max(temperature, 0.0), MAX_TEMPERATURE),
-        top_k=min(max(top_k, 0), MAX_TOP_K) or None,
-        max_tokens=min(max(max_tokens, 1), MAX_TOKENS),
-        seed=seed,
-        stop=_stops(body.get("stop")),
-    )
+        raise InvalidRequestError("seed", "must be a whole number of at least 0 and less than 2^63")
+    return {
+        "temperature": min(max(_number(body, "temperature", settings.temperature), 0.0), MAX_TEMPERATURE),
+        "top_k": min(max(whole_number(body, "top_k", settings.top_k), 0), MAX_TOP_K) or None,
+        "max_tokens": min(max(whole_number(body, "max_tokens", settings.max_tokens), 1), MAX_TOKENS),
+        "seed": seed,
+        "stop": _stops(body.get("stop")),
+    }
 
 
 def _messages(messages: object, settings: ServerSettings) -> tuple[Mapping[str, Any], ...]:
@@ -70,7 +65,7 @@ def _check_message(message: object, field: str, settings: ServerSettings) -> int
     if isinstance(content, list) and message["role"] == "assistant":
         num_chars = sum(len(_part_text(part, f"{field}.content[{i}]")) for i, part in enumerate(content))
     elif isinstance(content, str):
-        num_chars = len(_checked_text(content, f"{field}.content"))
+        num_chars = len(checked_text(content, f"{field}.content"))
         if not content and message["role"] == "user":
             raise InvalidRequestError(f"{field}.content", "must not be empty")
     else:
@@ -87,11 +82,11 @@ def _part_text(part: object, field: str) -> str:
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequestError(f"{field}.text", "must be a string")
-    return _checked_text(text, f"{field}.text")
+    return checked_text(text, f"{field}.text")
 
 
-def _checked_text(text: str, field: str) -> str:
-    """JSON can spell half a character (`\\ud83d` alone), which is no text and has no UTF-8."""
+def checked_text(text: str, field: str) -> str:
+    """The text; raises `InvalidRequestError` for half a character, which JSON can spell (`\\ud83d` alone)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -124,8 +119,13 @@ def _number(body: Mapping[str, Any], field: str, default: float) -> float:
     return number
 
 
+def whole_number(body: Mapping[str, Any], field: str, default: int) -> int:
+    """The field rounded; raises `InvalidRequestError` where it is no finite number."""
+    return round(_number(body, field, default))
+
+
 def _stops(stop: object) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop if stop is not None else []
     if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
         raise InvalidRequestError("stop", f"must be a string or a list of at most {MAX_STOPS} strings")
-    return tuple(_checked_text(stop, "stop") for stop in stops)
+    return tuple(checked_text(stop, "stop") for stop in stops)

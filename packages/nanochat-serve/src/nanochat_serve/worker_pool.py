@@ -1,0 +1,262 @@
+"""A backend over worker processes, one a device: least loaded first, turns of a chat together, the dead started again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from nanochat_serve.frames import MAX_FRAME_BYTES, WorkerError, encode, event_from_json, request_to_json
+from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, Finished, WorkerStatus
+
+LOG = logging.getLogger("nanochat_serve")
+
+SILENT_S = 60.0
+"""A worker that says nothing for so long is killed and started again."""
+
+CLOSE_S = 15.0
+"""How long a worker may take to end by itself."""
+
+RESTART_AFTER_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+"""Pauses before one start after another; a worker that became ready begins anew."""
+
+MAX_CHATS = 10_000
+"""Conversations whose worker is remembered."""
+
+
+class WorkerPool:
+    """One process a device, each with a backend that `factory` makes; is itself a `ChatBackend`.
+
+    `factory` is `module:function`; the worker calls `function(device=..., **arguments)`, whose arguments are JSON values,
+    and needs a `ChatBackend` with one worker back. A request goes to the worker with the fewest answers, or to the one
+    that answered the chat's last turn unless that one has all its rows taken while another has room. When a worker dies,
+    its answers end with `WorkerError`, the others go on, and it is started again.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        devices: Sequence[str],
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if not devices:
+            raise ValueError("a worker pool needs at least one device")
+        command = [sys.executable, "-m", "nanochat_serve.worker", factory]
+        self._workers = [
+            _Worker(index, device, [*command, json.dumps({"device": device, **(arguments or {})})], environment)
+            for index, device in enumerate(devices)
+        ]
+        self._chats: OrderedDict[bytes, _Worker] = OrderedDict()
+
+    async def start(self) -> None:
+        """Starts all workers and waits until they are ready. Raises `WorkerError` with what the first to fail said."""
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """The answer as its worker writes it. Raises `WorkerError` if there is none, or if it dies."""
+        worker = self._choose(request)
+        request_id = worker.submit(request)
+        finished = False
+        try:
+            while not finished:
+                item = await worker.next_event(request_id)
+                if isinstance(item, Exception):
+                    raise item
+                finished = isinstance(item, Finished)
+                yield item
+        finally:
+            worker.leave(request_id, cancel=not finished)
+
+    def status(self) -> BackendStatus:
+        return BackendStatus(workers=tuple(worker.status() for worker in self._workers))
+
+    async def aclose(self) -> None:
+        """Ends all workers; answers in progress end with `WorkerError`."""
+        await asyncio.gather(*(worker.aclose() for worker in self._workers))
+
+    def _choose(self, request: ChatRequest) -> _Worker:
+        """The chat's last worker while it has room or nobody has, else the one with the fewest answers."""
+        ready = [worker for worker in self._workers if worker.ready]
+        if not ready:
+            raise WorkerError("no worker is ready")
+        chosen = min(ready, key=lambda worker: worker.num_answers)
+        turns = _turns(request)
+        known = next((self._chats[turn] for turn in reversed(turns) if turn in self._chats), None)
+        if known is not None and known.ready and (known.has_room or not chosen.has_room):
+            chosen = known
+        if turns:
+            self._chats[turns[-1]] = chosen
+            self._chats.move_to_end(turns[-1])
+            if len(self._chats) > MAX_CHATS:
+                self._chats.popitem(last=False)
+        return chosen
+
+
+def _turns(request: ChatRequest) -> list[bytes]:
+    """A digest of the conversation up to each of the user's messages: the last names it, the others its past."""
+    digests, running = [], hashlib.blake2b(digest_size=16)
+    for message in request.messages:
+        running.update(json.dumps([message["role"], message["content"]]).encode())
+        if message["role"] == "user":
+            digests.append(running.copy().digest())
+    return digests
+
+
+class _Worker:
+    """The server's end of one worker process: starts it, watches over it, hands its events to who asked."""
+
+    def __init__(self, index: int, device: str, command: list[str], environment: Mapping[str, str] | None) -> None:
+        self._index = index
+        self._device = device
+        self._command = command
+        self._environment = None if environment is None else dict(environment)
+        self._process: asyncio.subprocess.Process | None = None
+        self._ids = itertools.count()
+        self._answers: dict[int, asyncio.Queue[ChatEvent | Exception]] = {}
+        self._max_running = 1
+        self._was_ready: asyncio.Future[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._closing = False
+        self._num_starts = 0
+        self.ready = False
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it was asked for and has not ended."""
+        return len(self._answers)
+
+    @property
+    def has_room(self) -> bool:
+        return self.num_answers < self._max_running
+
+    async def start(self) -> None:
+        """Returns once it is ready; raises `WorkerError` if it does not get there."""
+        self._was_ready = asyncio.get_running_loop().create_future()
+        self._watch = asyncio.create_task(self._keep_running())
+        await self._was_ready
+
+    def submit(self, request: ChatRequest) -> int:
+        """Sends a request; its events come from `next_event`."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        request_id = next(self._ids)
+        self._answers[request_id] = asyncio.Queue()
+        self._process.stdin.write(encode({"id": request_id, "request": request_to_json(request)}))
+        return request_id
+
+    async def next_event(self, request_id: int) -> ChatEvent | Exception:
+        return await self._answers[request_id].get()
+
+    def leave(self, request_id: int, *, cancel: bool) -> None:
+        """Forgets an answer, and if it has not ended, tells the worker that nobody reads it any more."""
+        self._answers.pop(request_id, None)
+        if cancel and self.ready and self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(encode({"cancel": request_id}))
+
+    def status(self) -> WorkerStatus:
+        running = min(self.num_answers, self._max_running)
+        return WorkerStatus(
+            device=self._device,
+            ready=self.ready,
+            num_running=running,
+            num_waiting=self.num_answers - running,
+            max_running=self._max_running,
+            num_restarts=max(0, self._num_starts - 1),
+        )
+
+    async def aclose(self) -> None:
+        """Lets the process end by itself; by force if it does not, or if it was not ready yet."""
+        self._closing = True
+        process = self._process
+        if process is not None and process.returncode is None:
+            assert process.stdin is not None
+            process.stdin.close()
+            await _end(process, within_s=CLOSE_S if self.ready else 0.0)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+
+    async def _keep_running(self) -> None:
+        """Runs the process again and again; the first start is the one that may fail."""
+        pauses = iter(RESTART_AFTER_S)
+        while not self._closing:
+            failure = await self._run_once()
+            if self.ready:
+                pauses = iter(RESTART_AFTER_S)
+            self.ready = False
+            error = WorkerError(failure)
+            for answer in self._answers.values():
+                answer.put_nowait(error)
+            if self._closing:
+                return
+            assert self._was_ready is not None
+            if not self._was_ready.done():
+                self._was_ready.set_exception(error)
+                return
+            pause_s = next(pauses, RESTART_AFTER_S[-1])
+            LOG.error("worker %d (%s): %s; starting it again in %g s", self._index, self._device, failure, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _run_once(self) -> str:
+        """One process from its start to its end; returns what it died of."""
+        self._num_starts += 1
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=self._environment,
+            limit=MAX_FRAME_BYTES,
+        )
+        assert process.stdout is not None
+        failure: str | None = None
+        try:
+            async with asyncio.timeout(None) as silence:
+                silence.reschedule(_in(SILENT_S))
+                while line := await process.stdout.readline():
+                    silence.reschedule(_in(SILENT_S))
+                    failure = self._take(json.loads(line)) or failure
+        except TimeoutError:
+            failure = f"said nothing for {SILENT_S:g} s"
+            process.kill()
+        except ValueError as error:
+            failure = f"sent what is no frame: {error}"
+            process.kill()
+        status = await _end(process, within_s=CLOSE_S)
+        return failure or f"ended with status {status}"
+
+    def _take(self, frame: dict[str, Any]) -> str | None:
+        """Hands a frame's events out; returns what went wrong if the backend could not be made."""
+        if "failed" in frame:
+            return str(frame["failed"])
+        if "ready" in frame:
+            self._max_running = frame["ready"]["max_running"]
+            self.ready = True
+            if self._was_ready is not None and not self._was_ready.done():
+                self._was_ready.set_result(None)
+        if "events" in frame:
+            for request_id, *fields in frame["events"]:
+                answer = self._answers.get(request_id)
+                if answer is not None:
+                    answer.put_nowait(event_from_json(fields, self._index))
+        return None
+
+
+def _in(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def _end(process: asyncio.subprocess.Process, *, within_s: float) -> int:
+    """The process's status once it has ended, which it is made to after a while."""
+    try:
+        return await asyncio.wait_for(process.wait(), within_s)
+    except TimeoutError:
+        process.kill()
+        return await process.wait()

@@ -1,0 +1,225 @@
+"""Who is let in and for how long: clients, time-outs, heartbeats, other origins, a server that stops."""
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from nanochat_serve import Finished, ServerSettings, TextDelta, create_app, running
+from nanochat_serve.testing import ScriptedBackend
+
+DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+CHATS = ["/chat/completions", "/v1/chat/completions"]
+
+
+def serve(backend: ScriptedBackend, use: Callable[[TestClient], Awaitable[Any]], **settings: Any) -> Any:
+    async def session() -> Any:
+        async with TestClient(TestServer(create_app(backend, ServerSettings(**settings)))) as client:
+            return await asyncio.wait_for(use(client), 30)
+
+    return asyncio.run(session())
+
+
+async def outcome(client: TestClient, path: str = CHATS[0], body: Any = HI, **kwargs: Any) -> tuple[int, str]:
+    """Status, and the error's type, or the last line of a stream."""
+    response = await client.post(path, json=body, **kwargs)
+    text = (await response.text()).strip().split("\n\n")[-1].removeprefix("data: ")
+    error = json.loads(text).get("error") if text.startswith("{") else None
+    return response.status, error["type"] if error else text
+
+
+def test_one_client_cannot_take_all_places():
+    async def use(client: TestClient) -> Any:
+        def ask(address: str) -> Any:
+            return outcome(client, headers={"X-Forwarded-For": f"10.0.0.9, {address}"})
+
+        first = [asyncio.create_task(ask("10.0.0.1")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        third, other = await ask("10.0.0.1"), await ask("10.0.0.2")
+        return [status for status, _ in await asyncio.gather(*first)], third, other[0], (await ask("10.0.0.1"))[0]
+
+    settings = {"max_requests_per_client": 2, "behind_proxy": True}
+    first, third, other, later = serve(ScriptedBackend(pause_s=0.2), use, **settings)
+    assert (first, third, other, later) == ([200, 200], (429, "client_busy"), 200, 200)
+
+
+def test_without_a_proxy_what_a_client_says_of_itself_does_not_count():
+    async def use(client: TestClient) -> Any:
+        asked = [outcome(client, headers={"X-Forwarded-For": f"10.0.0.{i}"}) for i in range(3)]
+        return sorted(status for status, _ in await asyncio.gather(*asked))
+
+    assert serve(ScriptedBackend(pause_s=0.2), use, max_requests_per_client=2) == [200, 200, 429]
+
+
+def test_samples_count_as_answers():
+    async def use(client: TestClient) -> Any:
+        return [(await outcome(client, CHATS[1], HI | {"n": n}))[0] for n in (3, 4, 3)]
+
+    assert serve(ScriptedBackend(), use, max_requests=3) == [200, 429, 200]
+
+
+@pytest.mark.parametrize("path", CHATS)
+def test_an_answer_that_does_not_begin_is_given_up(path):
+    backend = ScriptedBackend([DONE], pause_s=60)
+    settings = {"queue_timeout_s": 0.1, "max_requests": 1}
+    status, kind = serve(backend, lambda client: outcome(client, path), **settings)
+    assert (status, kind, backend.num_running, backend.num_cancelled) == (503, "timeout", 0, 1)
+
+
+def test_an_answer_that_does_not_end_is_cut_off():
+    backend = ScriptedBackend([TextDelta("a")] * 100_000 + [DONE], pause_s=0.01)
+
+    async def use(client: TestClient) -> Any:
+        return await outcome(client), await outcome(client, CHATS[1]), await outcome(client, CHATS[1], HI | {"n": 3})
+
+    streamed, whole, three = serve(backend, use, request_timeout_s=0.2)
+    assert (streamed, whole, three) == ((200, "timeout"), (503, "timeout"), (503, "timeout"))
+    assert (backend.num_running, backend.num_cancelled) == (0, 5)
+
+
+def test_one_sample_that_fails_ends_the_others():
+    class Second(ScriptedBackend):
+        async def stream(self, request):
+            if len(self.requests) == 1:
+                self.requests.append(request)
+                raise RuntimeError("secret")
+            async for event in super().stream(request):
+                yield event
+
+    backend = Second([TextDelta("a")] * 1000 + [DONE], pause_s=0.01)
+    assert serve(backend, lambda client: outcome(client, CHATS[1], HI | {"n": 2})) == (500, "backend_error")
+    assert backend.num_running == 0
+
+
+def test_a_stream_that_is_idle_gets_heartbeats():
+    async def use(client: TestClient) -> tuple[int, str]:
+        response = await client.post(CHATS[0], json=HI)
+        return response.status, await response.text()
+
+    settings = {"heartbeat_s": 0.1}
+    status, text = serve(ScriptedBackend([TextDelta("a"), DONE], pause_s=0.35), use, **settings)
+    assert status == 200
+    before, after = text.split('data: {"token": "a", "gpu": 0}\n\n')
+    assert set(before.split("\n\n")) == {": waiting", ""}
+    assert after.startswith(": waiting\n\n")
+    assert after.endswith('data: {"done": true}\n\n')
+    # Once a heartbeat has gone out, what goes wrong can only be an event.
+    assert serve(ScriptedBackend([RuntimeError("x")], pause_s=0.35), outcome, **settings) == (200, "backend_error")
+
+
+def test_a_body_that_does_not_come_gets_408():
+    async def use(client: TestClient) -> bytes:
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        writer.write(b"POST /chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        head = await reader.readline()
+        writer.close()
+        return head
+
+    assert b"408" in serve(ScriptedBackend(), use, body_timeout_s=0.1)
+
+
+def test_other_origins_are_let_in_only_where_they_are_named():
+    async def use(client: TestClient) -> Any:
+        seen = []
+        for origin in ("https://app.example", "https://evil.example"):
+            asked = await client.options(CHATS[0], headers={"Origin": origin, "Access-Control-Request-Method": "POST"})
+            sent = await client.post(CHATS[0], json=HI, headers={"Origin": origin})
+            name = "Access-Control-Allow-Origin"
+            seen.append((asked.status, asked.headers.get(name), sent.headers.get(name)))
+        return seen
+
+    none = (405, None, None)
+    named = (204, "https://app.example", "https://app.example")
+    assert serve(ScriptedBackend(), use) == [none, none]
+    assert serve(ScriptedBackend(), use, cors_origins=("https://app.example",)) == [named, none]
+
+
+def test_conversations_are_logged_only_where_it_is_asked_for(caplog):
+    async def use(client: TestClient) -> None:
+        await outcome(client, body={"messages": [{"role": "user", "content": "my secret"}]})
+        await outcome(client, CHATS[1], {"messages": [{"role": "user", "content": "my secret"}]})
+
+    caplog.set_level(logging.DEBUG)
+    serve(ScriptedBackend(), use)
+    assert "secret" not in caplog.text
+    serve(ScriptedBackend(), use, log_conversations=True)
+    assert caplog.text.count("answered 'my secret'") == 2
+
+
+class Running:
+    """A server of `running` on a port of its own."""
+
+    def __init__(self, backend: ScriptedBackend, drain_s: float = 30.0, **settings: Any) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._running = running(create_app(backend, ServerSettings(**settings)), self._listener, drain_s=drain_s)
+
+    async def __aenter__(self) -> "Running":
+        await self._running.__aenter__()
+        self.client = aiohttp.ClientSession(self.url)
+        return self
+
+    async def stop(self) -> None:
+        await self._running.__aexit__(None, None, None)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+
+def test_a_server_that_stops_lets_answers_end_and_nobody_in():
+    backend = ScriptedBackend([TextDelta("a"), TextDelta("b"), DONE], pause_s=0.2)
+
+    async def session() -> Any:
+        async with Running(backend) as server:
+            streamed = asyncio.create_task(outcome(server.client))
+            whole = asyncio.create_task(outcome(server.client, CHATS[1]))
+            await asyncio.sleep(0.1)
+            stop = asyncio.create_task(server.stop())
+            await asyncio.sleep(0.1)
+            late = await outcome(server.client)
+            ready = (await server.client.get("/ready")).status
+            await stop
+            return await streamed, (await whole)[0], late, ready
+
+    streamed, whole, late, ready = asyncio.run(asyncio.wait_for(session(), 30))
+    assert (streamed, whole) == ((200, '{"done": true}'), 200)
+    assert (late, ready) == ((503, "stopping"), 503)
+    assert backend.closed
+
+
+def test_answers_over_the_drain_limit_are_told_so():
+    backend = ScriptedBackend([TextDelta("a")] * 100_000 + [DONE], pause_s=0.01)
+
+    async def session() -> Any:
+        async with Running(backend, drain_s=0.2) as server:
+            asked = [asyncio.create_task(outcome(server.client, path)) for path in CHATS]
+            await asyncio.sleep(0.2)
+            await server.stop()
+            return await asyncio.gather(*asked)
+
+    assert asyncio.run(asyncio.wait_for(session(), 30)) == [(200, "stopping"), (503, "stopping")]
+    assert backend.num_running == 0
+
+
+def test_connections_that_send_nothing_are_dropped_and_others_go_on():
+    async def session() -> Any:
+        async with Running(ScriptedBackend(), head_timeout_s=0.3) as server:
+            slow = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(200)]
+            for _, writer in slow:
+                writer.write(b"GET /health HT")
+            during = await outcome(server.client)
+            ends = await asyncio.gather(*(reader.read() for reader, _ in slow), return_exceptions=True)
+            after = await outcome(server.client)  # its connection has long outlived the limit
+            for _, writer in slow:
+                writer.close()
+            await server.stop()
+            return during[0], after[0], len(ends)
+
+    assert asyncio.run(asyncio.wait_for(session(), 30)) == (200, 200, 200)

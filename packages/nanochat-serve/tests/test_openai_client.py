@@ -1,0 +1,145 @@
+"""The official `openai` client, unchanged, against the server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import openai
+import pytest
+from aiohttp.test_utils import TestServer
+from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
+from nanochat_serve.testing import ScriptedBackend
+
+ASKED = [{"role": "user", "content": "one two"}]
+
+
+def talk(backend: ScriptedBackend, use: Callable[[openai.AsyncOpenAI], Awaitable[Any]], **settings: Any) -> Any:
+    async def session() -> Any:
+        async with TestServer(create_app(backend, ServerSettings(**settings))) as server:
+            url = str(server.make_url("/v1"))
+            async with openai.AsyncOpenAI(base_url=url, api_key="sesame", max_retries=0) as client:
+                return await asyncio.wait_for(use(client), 30)
+
+    return asyncio.run(session())
+
+
+def test_a_chat_with_all_that_it_takes():
+    backend = ScriptedBackend()
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        return await client.chat.completions.create(
+            model="d4",
+            messages=[{"role": "system", "content": "Be brief."}, *ASKED],
+            temperature=0.5,
+            max_completion_tokens=7,
+            seed=11,
+            stop=["!", "?"],
+            n=2,
+            extra_body={"top_k": 3},
+        )
+
+    answer = talk(backend, use, model_name="d4", api_key="sesame")
+    assert [choice.message.content for choice in answer.choices] == ["one two", "one two"]
+    assert [(choice.index, choice.finish_reason) for choice in answer.choices] == [(0, "stop"), (1, "stop")]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 4, 6)
+    first, second = backend.requests
+    assert (first.temperature, first.top_k, first.max_tokens, first.stop) == (0.5, 3, 7, ("!", "?"))
+    assert (first.seed, first.n, second.n) == (11, 1, 1)
+    assert second.seed != 11
+
+
+def test_a_streamed_chat_of_two_samples():
+    script = [
+        TextDelta("a "),
+        ToolCall("1+1", "2"),
+        TextDelta("😀"),
+        Finished(reason="length", prompt_tokens=3, completion_tokens=2),
+    ]
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        stream = await client.chat.completions.create(
+            model="any", messages=ASKED, stream=True, n=2, stream_options={"include_usage": True}
+        )
+        return [chunk async for chunk in stream]
+
+    *chunks, last = talk(ScriptedBackend(script), use)
+    texts, reasons = ["", ""], ["", ""]
+    for chunk in chunks:
+        [choice] = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert texts == ["a 😀", "a 😀"]
+    assert reasons == ["length", "length"]
+    assert (last.choices, last.usage.prompt_tokens, last.usage.completion_tokens) == ([], 3, 4)
+
+
+@pytest.mark.parametrize("prompt", ["once upon", ["once upon", "a time"]])
+def test_texts_are_gone_on_from(prompt):
+    backend = ScriptedBackend()
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        whole = await client.completions.create(model="any", prompt=prompt, n=2, max_tokens=1, seed=3)
+        stream = await client.completions.create(model="any", prompt=prompt, stream=True)
+        return whole, [chunk async for chunk in stream]
+
+    whole, chunks = talk(backend, use)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    assert [choice.text for choice in whole.choices] == [text.split()[0] for text in prompts for _ in range(2)]
+    assert [choice.index for choice in whole.choices] == list(range(2 * len(prompts)))
+    assert whole.usage.prompt_tokens == len(prompts)  # the echo counts its words, of which one is left
+    texts = [""] * len(prompts)
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == prompts
+    assert {request.prompt for request in backend.requests} == set(prompts)
+    assert all(request.messages == () for request in backend.requests)
+
+
+def test_models():
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        with pytest.raises(openai.NotFoundError, match="'d4'"):
+            await client.models.retrieve("gpt-4")
+        return [model.id for model in (await client.models.list()).data], (await client.models.retrieve("d4")).id
+
+    assert talk(ScriptedBackend(), use, model_name="d4") == (["d4"], "d4")
+
+
+def test_errors_are_its_own():
+    async def use(client: openai.AsyncOpenAI) -> None:
+        create = client.chat.completions.create
+        with pytest.raises(openai.BadRequestError) as refused:
+            await create(model="any", messages=ASKED, top_p=0.5)
+        assert refused.value.param == "top_p"
+        with pytest.raises(openai.BadRequestError) as full:
+            await create(model="any", messages=ASKED)
+        assert full.value.code == "context_length_exceeded"
+        with pytest.raises(openai.AuthenticationError):
+            await client.with_options(api_key="wrong").models.list()
+
+    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_key="sesame")
+
+
+def test_a_stream_that_breaks_raises():
+    async def use(client: openai.AsyncOpenAI) -> list[str]:
+        pieces = []
+        stream = await client.chat.completions.create(model="any", messages=ASKED, stream=True)
+        try:
+            async for chunk in stream:
+                pieces.append(chunk.choices[0].delta.content)
+        except openai.APIError as error:
+            pieces.append(error.message)
+        return pieces
+
+    assert talk(ScriptedBackend([TextDelta("a"), RuntimeError("secret")]), use) == ["a", "the model failed to answer"]
+
+
+def test_too_many_at_once_is_a_rate_limit():
+    async def use(client: openai.AsyncOpenAI) -> int:
+        answers = await asyncio.gather(
+            *(client.chat.completions.create(model="any", messages=ASKED) for _ in range(3)), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+        assert all(error.response.headers["Retry-After"] == "2" for error in refused)
+        return len(refused)
+
+    assert talk(ScriptedBackend(pause_s=0.2), use, max_requests=2) == 1

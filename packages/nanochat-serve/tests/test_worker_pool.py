@@ -1,0 +1,199 @@
+"""Worker processes: answers, loads, chats that stay where they are, and what happens when one dies."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, WorkerError, WorkerPool, worker_pool
+from nanochat_serve.testing import check_chat_backend
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "workers")}
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="ends processes with signals")
+
+
+def request(text: str, *earlier: str) -> ChatRequest:
+    """The last turn of a chat of questions, each answered by an echo."""
+    messages = []
+    for question in earlier:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": question}]
+    messages.append({"role": "user", "content": text})
+    return ChatRequest(messages=tuple(messages), temperature=0.0, top_k=None, max_tokens=100)
+
+
+def with_pool(use: Callable[[WorkerPool], Awaitable[Any]], num_workers: int = 1, **arguments: Any) -> Any:
+    async def session() -> Any:
+        pool = WorkerPool("moody:make", ["cpu"] * num_workers, arguments=arguments, environment=ENVIRONMENT)
+        try:
+            await pool.start()
+            return await asyncio.wait_for(use(pool), 60)
+        finally:
+            await pool.aclose()
+
+    return asyncio.run(session())
+
+
+async def answer(pool: WorkerPool, asked: ChatRequest) -> tuple[str, int]:
+    """The text, and who wrote it."""
+    deltas = [event async for event in pool.stream(asked) if isinstance(event, TextDelta)]
+    return "".join(delta.text for delta in deltas), deltas[0].worker
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+def test_it_passes_the_conformance_check():
+    async def use(pool: WorkerPool) -> Any:
+        await check_chat_backend(pool)
+        return [event async for event in pool.stream(request("Zwölf 😀"))], pool.status()
+
+    events, status = with_pool(use, num_workers=2)
+    done = Finished(reason="stop", prompt_tokens=2, completion_tokens=2)
+    assert events == [TextDelta("Zwölf ", events[0].worker), TextDelta("😀", events[0].worker), done]
+    assert [(w.device, w.ready, w.num_running, w.max_running) for w in status.workers] == [("cpu", True, 0, 32)] * 2
+
+
+def test_errors_cross_with_what_they_mean():
+    async def use(pool: WorkerPool) -> None:
+        with pytest.raises(ContextLengthError, match="300 tokens") as raised:
+            await answer(pool, request("too long"))
+        assert raised.value.max_context == 256
+        with pytest.raises(WorkerError, match="RuntimeError: no mood"):
+            await answer(pool, request("raise"))
+        assert (await answer(pool, request("still here")))[0] == "still here"
+
+    with_pool(use)
+
+
+def test_a_reader_that_leaves_ends_the_answer_in_the_worker():
+    async def use(pool: WorkerPool) -> str:
+        stream = pool.stream(request("wait"))
+        await anext(stream)
+        assert pool.status().num_running == 1
+        await stream.aclose()
+        assert pool.status().num_running == 0
+        async with asyncio.timeout(10):
+            while (running := (await answer(pool, request("how many")))[0]) != "0":
+                await asyncio.sleep(0.02)
+        return running
+
+    assert with_pool(use) == "0"
+
+
+def test_requests_go_to_the_least_loaded():
+    async def use(pool: WorkerPool) -> list[int]:
+        streams = [pool.stream(request("wait", str(i))) for i in range(6)]
+        for stream in streams:
+            await anext(stream)
+        running = [worker.num_running for worker in pool.status().workers]
+        for stream in streams:
+            await stream.aclose()
+        return running
+
+    assert with_pool(use, num_workers=3) == [2, 2, 2]
+
+
+def test_turns_of_a_chat_stay_with_the_worker_that_knows_it():
+    async def use(pool: WorkerPool) -> Any:
+        busy = pool.stream(request("wait"))
+        first = (await anext(busy)).worker
+        _, second = await answer(pool, request("one"))
+        await busy.aclose()
+        stays = [
+            (await answer(pool, request("two", "one")))[1],
+            (await answer(pool, request("three", "one", "two")))[1],
+        ]
+        pool._workers[second]._max_running = 0
+        moves = (await answer(pool, request("four", "one", "two", "three")))[1]
+        pool._workers[first]._max_running = 0
+        return first, second, stays, moves, (await answer(pool, request("two", "one")))[1]
+
+    first, second, stays, moves, nobody_has_room = with_pool(use, num_workers=2)
+    assert (first, second) == (0, 1)  # the least loaded, while a place is free
+    assert stays == [second, second]
+    assert moves == first
+    assert nobody_has_room == second
+
+
+def test_one_that_dies_fails_its_own_answers_only_and_comes_back(monkeypatch, caplog):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+
+    async def use(pool: WorkerPool) -> Any:
+        steady = pool.stream(request("wait"))
+        survivor = (await anext(steady)).worker
+        assert (await answer(pool, request("other")))[1] != survivor
+        lost = pool.stream(request("wait", "other"))
+        assert (await anext(lost)).worker != survivor
+        with pytest.raises(WorkerError, match="ended with status 7"):
+            await answer(pool, request("die", "other"))
+        with pytest.raises(WorkerError):
+            await anext(lost)
+        assert [worker.ready for worker in pool.status().workers].count(True) >= 1
+        assert (await answer(pool, request("go on")))[0] == "go on"
+        await until(lambda: all(worker.ready for worker in pool.status().workers))
+        await steady.aclose()
+        restarts = [worker.num_restarts for worker in pool.status().workers]
+        again = {(await answer(pool, request(str(i))))[0] for i in range(4)}
+        return survivor, restarts, again
+
+    survivor, restarts, again = with_pool(use, num_workers=2)
+    assert restarts == ([0, 1] if survivor == 0 else [1, 0])
+    assert again == {"0", "1", "2", "3"}
+    assert any("ended with status 7; starting it again" in record.message for record in caplog.records)
+
+
+def test_one_that_is_killed_or_freezes_comes_back(monkeypatch):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(worker_pool, "SILENT_S", 4.0)
+
+    async def use(pool: WorkerPool) -> None:
+        waiting = pool.stream(request("wait"))
+        await anext(waiting)
+        os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="status -9"):
+            await anext(waiting)
+        await until(lambda: pool.status().ready)
+        with pytest.raises(WorkerError, match="said nothing for 4 s"):
+            await answer(pool, request("freeze"))
+        await until(lambda: pool.status().ready)
+        assert pool.status().workers[0].num_restarts == 2
+
+    with_pool(use)
+
+
+def test_a_backend_that_cannot_be_made_is_said_at_once():
+    with pytest.raises(WorkerError, match=r"^nothing to load on cpu$"):
+        with_pool(lambda pool: asyncio.sleep(0), num_workers=2, fail=True)
+
+
+def test_signals_to_the_whole_group_leave_the_workers_to_the_server():
+    async def use(pool: WorkerPool) -> str:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pool._workers[0]._process.pid, number)
+        return (await answer(pool, request("alive")))[0]
+
+    assert with_pool(use) == "alive"
+
+
+def test_closing_ends_answers_and_processes():
+    async def use(pool: WorkerPool) -> Any:
+        waiting = pool.stream(request("wait"))
+        await anext(waiting)
+        await pool.aclose()
+        with pytest.raises(WorkerError):
+            await anext(waiting)
+        return [worker._process.returncode for worker in pool._workers]
+
+    assert with_pool(use, num_workers=2) == [0, 0]
+
+
+def test_no_devices_are_refused():
+    with pytest.raises(ValueError, match="at least one device"):
+        WorkerPool("moody:make", [])

@@ -1,0 +1,43 @@
+"""What the pool's tests run in worker processes: an echo that dies, raises, hangs or says where it is when told to."""
+
+import asyncio
+import os
+import time
+
+from nanochat_serve import ContextLengthError, Finished, TextDelta
+from nanochat_serve.testing import ScriptedBackend
+
+
+class Moody(ScriptedBackend):
+    async def stream(self, request):
+        said = str(request.messages[-1]["content"])
+        if said == "die":
+            yield TextDelta("going")
+            await asyncio.sleep(0.05)
+            os._exit(7)
+        if said == "raise":
+            raise RuntimeError("no mood")
+        if said == "too long":
+            raise ContextLengthError(300, 256)
+        if said == "freeze":
+            time.sleep(3600)
+        if said == "wait":
+            self.num_running += 1
+            try:
+                yield TextDelta("waiting")
+                await asyncio.sleep(3600)
+            finally:
+                self.num_running -= 1
+        if said == "how many":
+            yield TextDelta(str(self.num_running))
+            yield Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
+            return
+        async for event in super().stream(request):
+            yield event
+
+
+def make(device, fail=False, pause_s=0.0):
+    print("this goes to standard error")
+    if fail:
+        raise ValueError(f"nothing to load on {device}")
+    return Moody(pause_s=pause_s)
