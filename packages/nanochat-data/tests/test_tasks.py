@@ -213,7 +213,7 @@ def test_a_mixture_from_one_line_of_text(tmp_path):
     [
         ("", "mixture is empty"),
         ("gsm8k:0", "'gsm8k:0' must be name:times"),
-        ("arithmetic", "unknown task 'arithmetic'; there are gsm8k, simplespelling, spellingbee"),
+        ("arithmetic", "unknown task 'arithmetic'; there are arc-challenge, arc-easy, gsm8k"),
         ("gsm8k:-1", "unknown task 'gsm8k:-1'"),
         ("nowhere.jsonl", "nowhere.jsonl does not exist"),
     ],
