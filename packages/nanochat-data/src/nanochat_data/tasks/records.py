@@ -42,8 +42,9 @@ class HubDataset:
         if folder is not None:
             rows = read_records(_found([folder], split, also))
         elif mirror is not None:
-            below = Path(self.path, self.config or "")
-            rows = read_records(_found([mirror / self.folder, mirror / below, mirror / self.path], split, also))
+            # Without a configuration of its own, the hub keeps a data set's files in `data`.
+            on_hub = mirror / self.path
+            rows = read_records(_found([mirror / self.folder, on_hub / (self.config or "data"), on_hub], split, also))
         else:
             rows = self._load_from_hub(split)
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
