@@ -95,7 +95,7 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         verify_checkpoint,
     )
 
-    from nanochat_apps.rollouts import Sampler, pass_at_k
+    from nanochat_apps.rollouts import Sampler, pass_rates
     from nanochat_apps.training_run import TrainingRun, chosen_sinks, make_optimizer, resume, settings_as_json
 
     start = paths.find_checkpoint("sft", settings.model_tag, settings.model_step)
@@ -150,7 +150,7 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         print(f"{len(train_task):,} examples, starting from {start.parent.name}/{start.name}", file=sys.stderr)
 
     def evaluate() -> dict[str, float]:
-        return pass_at_k(
+        return pass_rates(
             sampler, test_task[: settings.eval_examples], settings.eval_samples, seed=settings.seed, world=world
         )
 

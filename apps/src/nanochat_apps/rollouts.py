@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanochat_tokenizer import render_for_completion
-from nanochat_train import Rollout, World, pass_at
+from nanochat_train import Rollout, World, pass_at_k
 
 from nanochat_apps.answers import spoken
 
@@ -65,11 +65,11 @@ class Sampler:
         )
 
 
-def pass_at_k(sampler: Sampler, task: Task, num_samples: int, *, seed: int, world: World) -> dict[str, float]:
+def pass_rates(sampler: Sampler, task: Task, num_samples: int, *, seed: int, world: World) -> dict[str, float]:
     """`pass@1`, `pass@2` ... to `num_samples` by doubling: the chance that one of k answers is right. Right is reward 1."""
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= num_samples]
     mine = range(world.rank, len(task), world.size)
     groups = sampler.rollouts([task[i] for i in mine], task, num_samples, [seed + i for i in mine])
     rights = [sum(rollout.reward >= 1 for rollout in group) for group in groups]
-    sums = world.sum(*(sum(pass_at(k, num_samples, right) for right in rights) for k in ks))
+    sums = world.sum(*(sum(pass_at_k(num_samples, right, k) for right in rights) for k in ks))
     return {f"pass@{k}": total / len(task) for k, total in zip(ks, sums, strict=True)}

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nanochat_apps import reading
+
 if TYPE_CHECKING:
     from nanochat_engine import CausalLM, KVCache
     from nanochat_train import Candidate, Scored
@@ -20,8 +22,6 @@ MAX_SLOTS_PER_TOKEN = 4
 """Cache slots a token of a batch: the options of an item each have a copy of its beginning."""
 WORTH_SHARING = 16
 """Shorter beginnings are read with each option."""
-CHUNK_TOKENS = 256
-"""Beginnings are read in pieces, so that no query looks at many slots that come after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,9 @@ class PrefixScorer:
 
     def _score(self, batch: Sequence[_Job]) -> list[list[Scored]]:
         sequences = [(job, option) for job in batch for option in job.options]
-        ids = self._padded([option.token_ids[job.shared : option.end] for job, option in sequences])
+        ids = reading.padded(
+            [option.token_ids[job.shared : option.end] for job, option in sequences], self._model.device
+        )
         cache = self._options_cache(batch, ids.size(1)) if any(job.shared for job in batch) else None
         logits = self._model(ids) if cache is None else self._model(ids, kv_cache=cache)
         scored = iter([_scored(job, option, logits[row]) for row, (job, option) in enumerate(sequences)])
@@ -89,42 +91,11 @@ class PrefixScorer:
 
     def _options_cache(self, batch: Sequence[_Job], rest: int) -> KVCache:
         """A cache with a row for every option, holding what its group shares."""
-        beginnings = self._beginnings_cache([job.options[0].token_ids[: job.shared] for job in batch])
+        beginnings = reading.read(self._model, [job.options[0].token_ids[: job.shared] for job in batch])
         sources = [row for row, job in enumerate(batch) for _ in job.options]
-        cache = self._new_cache(len(sources), beginnings.seq_len + rest)
+        cache = reading.new_cache(self._model, len(sources), beginnings.seq_len + rest)
         cache.copy_rows(beginnings, sources)
         return cache
-
-    def _beginnings_cache(self, beginnings: Sequence[Sequence[int]]) -> KVCache:
-        import torch
-
-        ids = self._padded(beginnings)
-        num_rows, longest = ids.shape
-        cache = self._new_cache(num_rows, longest)
-        first = torch.zeros(num_rows, dtype=torch.int64, device=self._model.device)
-        for start in range(0, longest, CHUNK_TOKENS):
-            stop = min(start + CHUNK_TOKENS, longest)
-            counts = [min(max(len(beginning) - start, 0), stop - start) for beginning in beginnings]
-            # The logits are of no use here; asking for one position saves computing all of them.
-            self._model(ids[:, start:stop], kv_cache=cache.view(0, num_rows, stop, counts, logits_at=first))
-        return cache
-
-    def _new_cache(self, num_rows: int, slots: int) -> KVCache:
-        from nanochat_engine import KVCache
-
-        spec = self._model.kv_spec
-        assert spec is not None
-        return KVCache(
-            num_rows, spec.num_kv_heads, slots, spec.head_dim, spec.num_layers, self._model.device, spec.dtype
-        )
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, longest) ids, zeros after the shorter ones."""
-        import torch
-
-        longest = max(map(len, rows))
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64)
-        return padded.to(self._model.device)
 
 
 def _num_shared(options: Sequence[Candidate]) -> int:

@@ -47,15 +47,37 @@ def test_mmlu_turns_an_index_into_a_letter_and_unwraps_auxiliary_rows(tmp_path):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"question": "?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "C"}, "'C' of a row is not one of"),
-        ({"question": "?", "choices": ["a"], "answerKey": "A"}, "not as many texts as labels"),
-        ({"question": "?", "choices": {"text": ["a"], "label": ["A"]}}, "no text in the field 'answerKey'"),
+        (
+            {"question": "?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "C"},
+            r"the answer .C. is not one of",
+        ),
+        ({"question": "?", "choices": ["a"], "answerKey": "A"}, r"the choices are not as many"),
+        (
+            {"question": "?", "choices": {"text": ["a"], "label": ["A"]}},
+            r"no text in the field 'answerKey'",
+        ),
     ],
 )
 def test_damaged_rows_are_named(tmp_path, row, complaint):
     task = ARC("ARC-Easy", "test", folder=write_rows(tmp_path / "test.jsonl", row))
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=rf"test.jsonl, line 1: {complaint}"):
         task[0]
+
+
+def test_damaged_rows_of_mmlu_and_smoltalk_are_named(tmp_path):
+    good = {"question": "?", "subject": "s", "choices": ["1", "2"], "answer": 1}
+    folder = write_rows(tmp_path / "test.jsonl", good, {**good, "answer": 2})
+    task = MMLU("test", folder=folder)
+    with pytest.raises(ValueError, match=r"test.jsonl, line 2: there is no list of choices"):
+        list(task)
+    folder = write_rows(tmp_path / "train.jsonl", {"messages": [{"role": "user", "content": "Hi"}]})
+    with pytest.raises(ValueError, match=r"train.jsonl, line 1: a conversation needs"):
+        SmolTalk("train", folder=folder)[0]
+
+
+def test_an_empty_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"test.jsonl holds no row"):
+        ARC("ARC-Easy", "test", folder=write_rows(tmp_path / "test.jsonl"))
 
 
 def test_smoltalk_is_read_as_conversations(tmp_path):
@@ -83,7 +105,9 @@ PROBLEM = {
         ("def twice(x):\n    return 2 * x", True),
         ("Here you are:\n```python\ndef twice(x):\n    return x + x\n```\nIt doubles.", True),
         ("```\ndef twice(x): return x << 1\n```", True),
-        ("```python\ndef twice(x): return 2 * x", True),
+        ("```python   \ndef twice(x): return 2 * x\n```\n```python\nraise ValueError\n```", True),
+        ("```python\ndef twice(x): return 2 * x", False),
+        ("```\n\n```\n```python\ndef twice(x): return 2 * x\n```", False),
         ("def twice(x):\n    return 3 * x", False),
         ("I cannot.", False),
         ("", False),

@@ -155,6 +155,15 @@ def test_a_log_about_something_else_is_begun_anew(tmp_path):
     assert EvaluationLog(path, {"checkpoint": "b"}).done("t") == {}
 
 
+def test_text_that_looks_like_the_end_of_a_line_is_kept(tmp_path):
+    path = tmp_path / "log.jsonl"
+    entry = {"task": "t", "index": 0, "right": True, "prompt": "a\u2028b\x85c\nd"}
+    EvaluationLog(path, {}).append([entry])
+    with path.open("ab") as file:
+        file.write('{"task": "t", "pröm'.encode()[:-2])  # cut within a character
+    assert EvaluationLog(path, {}).done("t") == {0: entry}
+
+
 def test_the_log_has_prompts_losses_and_verdict(tmp_path):
     log = EvaluationLog(tmp_path / "log.jsonl", {})
     evaluate_core([Task("choose", "multiple_choice", 1)], worker.encode, worker.score, log=log)

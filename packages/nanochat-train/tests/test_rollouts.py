@@ -13,7 +13,6 @@ from nanochat_train import (
     RolloutLoader,
     TrainingLoop,
     World,
-    pass_at,
 )
 from nanochat_train.testing import BigramModel
 
@@ -166,14 +165,6 @@ def test_a_position_of_another_run_is_refused_by_name():
 def test_bad_sizes_are_named(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         make_loader(lambda indices, seeds: [], **changes)
-
-
-@pytest.mark.parametrize("num_right", range(6))
-def test_pass_at_k_is_the_share_of_choices_with_a_right_answer(num_right):
-    answers = [index < num_right for index in range(5)]
-    for k in range(1, 6):
-        choices = list(itertools.combinations(answers, k))
-        assert pass_at(k, 5, num_right) == pytest.approx(sum(any(choice) for choice in choices) / len(choices))
 
 
 def test_a_policy_learns_what_pays():

@@ -2,6 +2,7 @@
 
 from nanochat_train import schedules, state
 from nanochat_train.bpb import BitsPerByte, bits_per_byte
+from nanochat_train.chat_eval import CHAT_CORE, Answer, ChatResult, Chooser, Writer, chat_core, evaluate_chat, pass_at_k
 from nanochat_train.checkpoints import (
     CheckpointError,
     TrainingState,
@@ -32,17 +33,21 @@ from nanochat_train.metrics import (
 from nanochat_train.optim import MuonAdamW
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel, WeightedBatch
 from nanochat_train.recipe import Rates, Recipe
-from nanochat_train.rollouts import Group, Rollout, RolloutLoader, RolloutStatistics, pass_at
+from nanochat_train.rollouts import Group, Rollout, RolloutLoader, RolloutStatistics
 from nanochat_train.sharded import ShardedMuonAdamW
 from nanochat_train.stages import FineTuning, PolicyGradient, Pretraining
 from nanochat_train.world import World
 
 __all__ = [
+    "CHAT_CORE",
+    "Answer",
     "Batch",
     "BatchLoader",
     "BitsPerByte",
     "Candidate",
+    "ChatResult",
     "CheckpointError",
+    "Chooser",
     "CoreResult",
     "Ema",
     "EvaluationLog",
@@ -76,14 +81,17 @@ __all__ = [
     "WandbSink",
     "WeightedBatch",
     "World",
+    "Writer",
     "bits_per_byte",
+    "chat_core",
     "console_sink",
+    "evaluate_chat",
     "evaluate_core",
     "list_steps",
     "load_meta",
     "load_training_state",
     "param_groups",
-    "pass_at",
+    "pass_at_k",
     "read_metrics",
     "save_checkpoint",
     "schedules",

@@ -12,7 +12,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines; none where there is no file."""
     if not path.exists():
         return []
-    values = (_value(line) for line in path.read_text(encoding="utf-8").splitlines())
+    # Not splitlines: JSON strings may hold further signs that it takes for the end of a line.
+    values = (_value(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n"))
     return [value for value in values if value is not None]
 
 

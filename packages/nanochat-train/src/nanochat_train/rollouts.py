@@ -220,8 +220,3 @@ class RolloutLoader:
 def is_useful(group: Group) -> bool:
     """Whether the rewards differ, so that some answers have an advantage over others."""
     return len({rollout.reward for rollout in group}) > 1
-
-
-def pass_at(k: int, num_samples: int, num_right: int) -> float:
-    """The chance that at least one of `k` answers is right, unbiased, given how many of `num_samples` were."""
-    return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)

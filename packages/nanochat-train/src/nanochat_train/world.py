@@ -37,6 +37,12 @@ class World:
         summed: list[float] = tensor.tolist()
         return summed
 
+    def gather(self, value: float, *, device: torch.device | str = "cpu") -> list[float]:
+        """The value of each rank, by rank."""
+        values = [0.0] * self.size
+        values[self.rank] = float(value)
+        return self.sum(*values, device=device)
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """The tensor summed over the ranks, in place."""
         if self.size > 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_data.tasks.choices import MultipleChoice, Question
-from nanochat_data.tasks.records import HubDataset, string_field
+from nanochat_data.tasks.records import HubDataset, place_of, string_field
 
 Subset = Literal["ARC-Easy", "ARC-Challenge"]
 
@@ -32,10 +32,11 @@ class ARC(MultipleChoice):
 
     def question(self, index: int) -> Question:
         row = self._rows[index]
+        place = place_of(row, "ARC")
         choices = row.get("choices")
         if not isinstance(choices, dict) or len(choices.get("text", ())) != len(choices.get("label", ())):
-            raise ValueError("ARC: a row's choices are not as many texts as labels")
+            raise ValueError(f"{place}: the choices are not as many texts as labels")
         answer = string_field(row, "answerKey", "ARC")
         if answer not in choices["label"]:
-            raise ValueError(f"ARC: the answer {answer!r} of a row is not one of its labels {choices['label']}")
+            raise ValueError(f"{place}: the answer {answer!r} is not one of the labels {choices['label']}")
         return Question(string_field(row, "question", "ARC"), choices["text"], choices["label"], answer)

@@ -9,8 +9,8 @@ from nanochat_data.tasks import sandbox
 from nanochat_data.tasks.base import Conversation, Task
 from nanochat_data.tasks.records import HubDataset, string_field
 
-DATASET = HubDataset(path="openai/openai_humaneval", folder="humaneval")
-FENCED = re.compile(r"```(?:python)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
+DATASET = HubDataset(path="openai/openai_humaneval", config="openai_humaneval", folder="humaneval")
+FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 
 
 class HumanEval(Task):
@@ -67,7 +67,7 @@ def leading_imports(prompt: str) -> str:
 
 
 def extract_program(completion: str) -> str:
-    """The first fenced block, else all of it.
+    """The first fenced block, else all of it; a fence that is never closed is none, as in the reference.
 
     >>> extract_program("Sure: ```python\\nx = 1\\n``` Done.")
     'x = 1'

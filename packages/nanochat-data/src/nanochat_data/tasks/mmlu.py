@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_data.tasks.choices import LETTERS, MultipleChoice, Question
-from nanochat_data.tasks.records import HubDataset, string_field
+from nanochat_data.tasks.records import HubDataset, place_of, string_field
 
 DATASET = HubDataset(path="cais/mmlu", config="all", folder="mmlu")
 
@@ -30,7 +30,9 @@ class MMLU(MultipleChoice):
         row = self._rows[index].get("train", self._rows[index])  # the hub wraps auxiliary rows once more
         choices, answer = row.get("choices"), row.get("answer")
         if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise ValueError("MMLU: a row has no list of choices with the index of the answer")
+            raise ValueError(
+                f"{place_of(self._rows[index], 'MMLU')}: there is no list of choices with the index of the answer"
+            )
         return Question(string_field(row, "question", "MMLU"), choices, LETTERS[: len(choices)], LETTERS[answer])
 
     def subject(self, index: int) -> str:

@@ -42,8 +42,9 @@ class HubDataset:
         if folder is not None:
             rows = read_records(_found([folder], split, also))
         elif mirror is not None:
-            below = Path(self.path, self.config or "")
-            rows = read_records(_found([mirror / self.folder, mirror / below, mirror / self.path], split, also))
+            # Without a configuration of its own, the hub keeps a data set's files in `data`.
+            on_hub = mirror / self.path
+            rows = read_records(_found([mirror / self.folder, on_hub / (self.config or "data"), on_hub], split, also))
         else:
             rows = self._load_from_hub(split)
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
@@ -59,6 +60,25 @@ class HubDataset:
             raise ValueError(
                 f"data set {self.path} cannot be loaded from the hub ({reason}); give a mirror folder with {self.folder}/"
             ) from None
+
+
+class Row(dict[str, Any]):
+    """A row of a file, which knows where it is from."""
+
+    __slots__ = ("_number", "_path", "_unit")
+
+    def __init__(self, values: Mapping[str, Any], path: Path, unit: str, number: int) -> None:
+        super().__init__(values)
+        self._path, self._unit, self._number = path, unit, number
+
+    @property
+    def place(self) -> str:
+        return f"{self._path}, {self._unit} {self._number}"
+
+
+def place_of(record: Record, source: str) -> str:
+    """File and line of a row, or the data set's name where the row is from the hub."""
+    return record.place if isinstance(record, Row) else source
 
 
 class _Reordered(Sequence[Record]):
@@ -87,15 +107,19 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
         for number, value in read_json_lines(path):
             if not isinstance(value, dict):
                 raise ValueError(f"{path}, line {number} is not a JSON object")
-            records.append(value)
+            records.append(Row(value, path, "line", number))
+    if not records:
+        raise ValueError(f"{', '.join(map(str, paths))} holds no row")
     return records
 
 
 def string_field(record: Record, field: str, source: str) -> str:
-    """A field that must hold text. Raises `ValueError` naming the data set and the fields there are."""
+    """A field that must hold text. Raises `ValueError` naming the file and line, or the data set, and the fields there are."""
     value = record.get(field)
     if not isinstance(value, str):
-        raise ValueError(f"{source}: a row has no text in the field {field!r}; its fields are {', '.join(record)}")
+        raise ValueError(
+            f"{place_of(record, source)}: no text in the field {field!r}; the fields are {', '.join(record)}"
+        )
     return value
 
 
@@ -116,6 +140,7 @@ def _read_parquet(path: Path) -> list[Record]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()  # type: ignore[no-any-return]
+        values = pyarrow.parquet.ParquetFile(path).read().to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is empty, damaged or no parquet file ({str(error).splitlines()[0]})") from None
+    return [Row(value, path, "row", number) for number, value in enumerate(values, start=1)]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from nanochat_data.tasks.base import Conversation, Task
 from nanochat_data.tasks.custom_json import checked_messages
-from nanochat_data.tasks.records import HubDataset
+from nanochat_data.tasks.records import HubDataset, place_of
 
 DATASET = HubDataset(path="HuggingFaceTB/smol-smoltalk", folder="smoltalk")
 
@@ -24,4 +24,8 @@ class SmolTalk(Task):
         return len(self._rows)
 
     def conversation(self, index: int) -> Conversation:
-        return {"messages": checked_messages(self._rows[index].get("messages"))}
+        row = self._rows[index]
+        try:
+            return {"messages": checked_messages(row.get("messages"))}
+        except ValueError as error:
+            raise ValueError(f"{place_of(row, 'SmolTalk')}: {error}") from None

@@ -1,0 +1,206 @@
+"""chat-eval: puts the problems of public tasks to a chat model; accuracies, pass@k and the ChatCORE metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nanochat_apps import cli, device, distributed, paths
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_data import Task
+    from nanochat_train import ChatResult, World
+
+PROGRESS_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which model, which tasks, and how it answers."""
+
+    source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
+    """Stage of the model."""
+    task_name: Annotated[str | None, tyro.conf.arg(aliases=["-a"])] = None
+    """Tasks, with | or , between: arc-easy|gsm8k; the tasks of ChatCORE if not given."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
+    """0 always takes the likeliest token."""
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
+    """Tokens of an answer at most."""
+    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """Answers to each problem; pass@k is estimated for k up to this."""
+    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Likeliest tokens to choose from; 0: all."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 8
+    """Problems at a time where a letter is the answer."""
+    num_rows: int = 32
+    """Answers at a time where they are written in words."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """Tag of the model; the largest if not given."""
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Step of the model; the last if not given."""
+    max_problems: Annotated[int | None, tyro.conf.arg(aliases=["-x"])] = None
+    """Problems of each task at most; all if not given."""
+    seed: int = 42
+    """Equal seeds give equal answers."""
+    device_type: device.DeviceType = "auto"
+    """Where to compute."""
+    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"--temperature {self.temperature} must be between 0 and 2")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k {self.top_k} must be at least 0 (0: all tokens)")
+        for name in ("max_new_tokens", "num_samples", "batch_size", "num_rows", "max_problems"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"--num-samples {self.num_samples} needs a --temperature above 0: greedy answers are equal"
+            )
+
+
+def evaluate(settings: Settings) -> int:
+    """Prints a line a task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
+    from nanochat_train import CHAT_CORE
+
+    names = re.split(r"[|,]", settings.task_name) if settings.task_name is not None else list(CHAT_CORE)
+    tasks = {name.strip().lower(): load_task(name.strip()) for name in names if name.strip()}
+    if not tasks:
+        raise cli.UsageError("--task-name is empty; give names such as arc-easy|gsm8k, or leave it out")
+    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    with distributed.joined(settings.device_type) as (world, where):
+        _evaluate(settings, tasks, checkpoint, world, where)
+    return 0
+
+
+def load_task(name: str) -> Task:
+    """A task by its name, to be tested with. Raises `UsageError` for one that there is not, or that has no grader."""
+    from nanochat_data import Task, TaskOptions, make_task
+    from nanochat_data.tasks import TASKS
+
+    if name.lower() not in TASKS:
+        raise cli.UsageError(f"--task-name {name}: there is no such task; there are {', '.join(sorted(TASKS))}")
+    task = make_task(name, TaskOptions(split="test", mirror=paths.data_mirror()))
+    if type(task).evaluate is Task.evaluate:
+        raise cli.UsageError(f"--task-name {name}: its conversations have no right answers to compare with")
+    return task
+
+
+def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, world: World, where: torch.device) -> None:
+    import nanochat_engine
+    from nanochat_model import GPT
+    from nanochat_train import EvaluationLog, chat_core, evaluate_chat
+
+    from nanochat_apps.answering import EngineWriter, LetterChooser
+
+    engine = nanochat_engine.load(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
+    assert isinstance(engine.model, GPT)
+    write = EngineWriter(
+        engine,
+        num_samples=settings.num_samples,
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        seed=settings.seed,
+        max_rows=settings.num_rows,
+    )
+    choose = LetterChooser(engine, batch_size=settings.batch_size, max_tokens=engine.model.cos.size(0))
+    name = f"{checkpoint.parent.name}/{checkpoint.name}"
+    say(world, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
+    folder = paths.report_dir() / f"chat_eval_{settings.source}_{name.replace('/', '_')}"
+    results = []
+    for task_name, task in tasks.items():
+        if task_name == "humaneval":
+            describe_sandbox(world)
+        subject = {
+            "checkpoint": paths.checkpoint_digest(checkpoint),
+            "task": task.fingerprint,
+            "dtype": str(engine.model.compute_dtype),
+        }
+        if task.eval_type == "generative":
+            asked = ("num_samples", "temperature", "max_new_tokens", "top_k", "seed")
+            subject |= {flag: getattr(settings, flag) for flag in asked}
+        result = evaluate_chat(
+            task_name,
+            task,
+            write=write,
+            choose=choose,
+            max_problems=settings.max_problems,
+            problems_at_once=8 * settings.batch_size,
+            log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),
+            world=world,
+            device=where,
+            on_progress=progress_line(task_name, world),
+        )
+        results.append(result)
+        say(world, table_line(result))
+    metric = chat_core(results)
+    if world.is_main:
+        summary = {"chat_core": metric, "tasks": [dataclasses.asdict(result) for result in results]}
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if metric is not None:
+        say(world, f"ChatCORE {metric:.4f}")
+    say(world, f"every answer is in {folder}")
+
+
+def table_line(result: ChatResult) -> str:
+    """A task's scores in one line."""
+    line = (
+        f"{result.name:<14} {result.accuracy:6.1%} +- {result.standard_error:.1%} of {result.num_problems:>5}"
+        f"   centred {result.centred:+.4f}"
+    )
+    line += "".join(f"   pass@{k} {value:.1%}" for k, value in result.pass_at.items() if k > 1)
+    if result.share_cut_off:
+        line += f"   {result.share_cut_off:.0%} of the answers cut off"
+    if result.num_unanswered:
+        line += f"   {result.num_unanswered} problems without an answer: too long, or no finite logits"
+    return line
+
+
+def describe_sandbox(world: World) -> None:
+    """Says which of the sandbox's walls this machine lacks, before programs of a model are run."""
+    from nanochat_data.tasks import sandbox
+
+    missing = [name for name, there in sandbox.protection().items() if not there]
+    if missing:
+        say(world, f"note: this machine has no {' and no '.join(missing)}; the model's programs run with limits only")
+
+
+def progress_line(name: str, world: World) -> Callable[[int, int], None]:
+    """Says on stderr how far it is, every now and then."""
+    last_s = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last_s
+        if world.is_main and time.monotonic() - last_s > PROGRESS_EVERY_S:
+            last_s = time.monotonic()
+            print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def say(world: World, line: str) -> None:
+    if world.is_main:
+        print(line, flush=True)
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(evaluate, Settings, prog="chat-eval", description="Test a chat model on public tasks.")
+
+
+if __name__ == "__main__":
+    main()
