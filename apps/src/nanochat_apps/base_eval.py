@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, paths
+from nanochat_apps import base_measures, cli, device, paths
 
 if TYPE_CHECKING:
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-
-PROMPTS = (
-    "The capital of France is",
-    "The chemical symbol of gold is",
-    "If yesterday was Friday, then tomorrow will be",
-    "The opposite of hot is",
-    "My favorite color is",
-)
+    from nanochat_train import TaskResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,29 +71,19 @@ def evaluate(settings: Settings) -> int:
 
 
 def _measure(settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    import torch
-    from nanochat_data import open_text_source, validation_batches
-    from nanochat_train import bits_per_byte
+    from nanochat_data import open_text_source
 
-    rows, T = settings.device_batch_size, model.config.sequence_len
-    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
         source = open_text_source(data, split=split, split_on=settings.split_on)
-        batches = islice(
-            validation_batches(source, tokenizer, batch_size=rows, sequence_len=T),
-            max(1, settings.split_tokens // (rows * T)),
+        result = base_measures.text_bpb(
+            model, tokenizer, source, rows=settings.device_batch_size, max_tokens=settings.split_tokens
         )
-        result = bits_per_byte(model, batches, lengths, device=model.device)
         print(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 
 def _core(bundle: Path, max_per_task: int | None, checkpoint: Path, model: GPT, tokenizer: Tokenizer) -> None:
     """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
-    from nanochat_data import load_core_bundle
-    from nanochat_train import TaskResult, evaluate_core
-
-    from nanochat_apps.scoring import PrefixScorer
 
     def show(task: TaskResult) -> None:
         print(
@@ -111,26 +93,19 @@ def _core(bundle: Path, max_per_task: int | None, checkpoint: Path, model: GPT, 
         )
 
     log = checkpoint.parent / f"core_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"
-    result = evaluate_core(
-        load_core_bundle(bundle, max_per_task=max_per_task),
-        lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
-        PrefixScorer(model),
-        log=log,
-        on_task=show,
-    )
+    result = base_measures.core(model, tokenizer, bundle, max_per_task=max_per_task, log=log, on_task=show)
     print(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log}")
 
 
 def _sample(settings: Settings, model: GPT, tokenizer: Tokenizer) -> None:
-    from nanochat_engine import Engine
-
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
-    answers = Engine(model, tokenizer).complete_batch(
-        prompts, num_samples=settings.num_samples, max_tokens=settings.max_tokens, temperature=settings.temperature
+    lines = base_measures.samples(
+        model,
+        tokenizer,
+        num_samples=settings.num_samples,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
     )
-    for prompt, samples in zip(PROMPTS, answers, strict=True):
-        for sample in samples:
-            print(f"{prompt}|{tokenizer.decode(sample.token_ids)}")
+    print(*lines, sep="\n")
 
 
 def main() -> None:

@@ -51,7 +51,11 @@ def make_loop(model=None, *, num_steps=NUM_STEPS, **settings) -> TrainingLoop:
 def train_and_save_every_step(root: Path, kill_seed: int | None = None) -> None:
     """Goes on from the last checkpoint, if there is one; with `kill_seed`, killed within two steps of its first."""
     torch.set_num_threads(1)
-    for seed in (torch.manual_seed, np.random.seed, random.seed):  # numpy's and Python's own start differently each time
+    for seed in (
+        torch.manual_seed,
+        np.random.seed,
+        random.seed,
+    ):  # numpy's and Python's own start differently each time
         seed(0)
     model = BigramModel()
     loop = make_loop(model, num_steps=KILLED_RUN_STEPS)

@@ -177,6 +177,7 @@ class Quickstart:
             weight_decay=0.02,
             eval_every=max(steps // 2, 1),
             eval_tokens=200_000,
+            sample_every=0,
             save_every=max(steps // 5, 1),
             keep=1,
             model_tag=self.tag,
