@@ -1,9 +1,10 @@
 """Training speed against the matmul peak of the same minutes, where a step's time goes, and how both grow.
 
-uv run python benchmarks/training.py speed     # tok/s and share of the peak, windows L and SSSL, eager and compiled
-uv run python benchmarks/training.py profile   # docs/images/training-step.svg
-uv run python benchmarks/training.py scaling   # docs/images/training-scaling.svg
-uv run python benchmarks/training.py memory    # peak beside weights, gradients and optimizer for a large vocabulary
+uv run python benchmarks/training.py speed [L|SSSL] [compiled]   # tok/s, share of the peak, share of the optimizer
+uv run python benchmarks/training.py data                        # a step with a real loader beside one with none
+uv run python benchmarks/training.py profile                     # docs/images/training-step.svg
+uv run python benchmarks/training.py scaling                     # docs/images/training-scaling.svg
+uv run python benchmarks/training.py memory [compiled]           # peak beside weights, gradients and optimizer
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import resource
 import statistics
 import sys
+import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from nanochat_apps import device as devices
+from nanochat_apps.training_run import CompiledLoss
+from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+from nanochat_data.tinyworld import TinyWorld
 from nanochat_model import GPT, GPTConfig
+from nanochat_tokenizer import train_tokenizer
 from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
 from nanochat_train.testing import ArrayBatch
 
@@ -88,32 +95,74 @@ def step_seconds(loop: TrainingLoop, between: Callable[[], None] = lambda: None,
     return durations[2:]
 
 
-def speed() -> None:
-    rows = []
-    for windows in ("L", "SSSL"):
-        for compiled in (False, True):
-            loop, model = make_loop(windows=windows)
-            if compiled:
-                from nanochat_apps.training_run import CompiledLoss
+def compile_loss(loop: TrainingLoop, model: GPT) -> None:
+    loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
 
-                loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
-            peaks: list[float] = []
-            durations = step_seconds(
-                loop, lambda peaks=peaks: peaks.append(devices.measure_matmul_flops(DEVICE, DTYPE, rounds=3))
-            )
-            tokens_per_s = 8192 / statistics.median(durations)
-            peak = statistics.median(peaks)
-            row = {
-                "windows": windows,
-                "compiled": compiled,
-                "tok_per_s": round(tokens_per_s),
-                "spread": [round(8192 / d) for d in (max(durations), min(durations))],
-                "matmul_peak_gflops": round(peak / 1e9),
-                "share_of_peak": round(tokens_per_s * model.flops_per_token() / peak, 3),
-                "dtype": str(DTYPE),
+
+def time_optimizer(loop: TrainingLoop) -> list[float]:
+    """Durations of the optimizer's steps from now on."""
+    durations: list[float] = []
+    step = loop.optimizer.step
+
+    def timed(closure=None):
+        start = time.perf_counter()
+        step(closure)
+        durations.append(time.perf_counter() - start)
+
+    loop.optimizer.step = timed  # type: ignore[method-assign]
+    return durations
+
+
+def speed(windows: str = "L", compiled: str = "") -> None:
+    loop, model = make_loop(windows=windows)
+    if compiled:
+        compile_loss(loop, model)
+    optimizer = time_optimizer(loop)
+    peaks: list[float] = []
+    durations = step_seconds(loop, lambda: peaks.append(devices.measure_matmul_flops(DEVICE, DTYPE, rounds=3)))
+    step, peak = statistics.median(durations), statistics.median(peaks)
+    row = {
+        "windows": windows,
+        "compiled": bool(compiled),
+        "dtype": str(DTYPE),
+        "tok_per_s": round(8192 / step),
+        "spread": [round(8192 / d) for d in (max(durations), min(durations))],
+        "matmul_peak_gflops": round(peak / 1e9),
+        "share_of_peak": round(8192 / step * model.flops_per_token() / peak, 3),
+        "optimizer_share": round(statistics.median(optimizer[2:]) / step, 3),
+    }
+    print(json.dumps(row), flush=True)
+
+
+def data() -> None:
+    """Steps with text packed and tokenised beside them, and with a batch that is always there, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = TinyWorld(0)
+        lines = (json.dumps({"text": world.document(i, split="train")}) + "\n" for i in range(20_000))
+        (Path(folder) / "train.jsonl").write_text("".join(lines))
+        source = open_text_source(folder, split="train")
+        tokenizer = train_tokenizer(source.documents(), vocab_size=1024)
+        loader = PretrainLoader(source, tokenizer, batch_size=16, sequence_len=512)
+        loop, _ = make_loop(vocab_size=1024)
+        synthetic = loop.loader
+        durations: dict[str, list[float]] = {"real": [], "synthetic": []}
+        with Prefetcher(loader) as prefetched:
+            for _ in range(ROUNDS):
+                for name, chosen in (("real", prefetched), ("synthetic", synthetic)):
+                    loop.loader = chosen
+                    next(chosen)
+                    start, first = time.perf_counter(), loop.step
+                    loop.run(lambda report: None, should_stop=lambda first=first: loop.step >= first + 2)
+                    durations[name].append((time.perf_counter() - start) / 2)
+    medians = {name: statistics.median(values) for name, values in durations.items()}
+    print(
+        json.dumps(
+            {
+                **{f"{n}_s": round(m, 4) for n, m in medians.items()},
+                "ratio": round(medians["real"] / medians["synthetic"], 4),
             }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
+        )
+    )
 
 
 def profile() -> None:
@@ -203,17 +252,24 @@ def scaling() -> None:
     figure.savefig(IMAGES / "training-scaling.svg", metadata={"Date": None})
 
 
-def memory() -> None:
+def memory(compiled: str = "") -> None:
     """Depth 6, vocabulary 32,768, one micro-batch of 16,384 tokens: peak of the process beside what it must hold anyway."""
     loop, model = make_loop(depth=6, width=384, vocab_size=32768, tokens=16384, length=1024)
+    if compiled:
+        compile_loss(loop, model)
     counts = model.param_counts()
     held = 4 * (2 * counts["total"] + counts["matrix"] + 2 * (counts["total"] - counts["matrix"]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - 4 * counts["total"]
     step_seconds(loop, rounds=1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"gib_beside_weights_gradients_optimizer": round((peak - before - held) / 2**30, 2)}))
+    row = {
+        "compiled": bool(compiled),
+        "gib_weights_gradients_optimizer": round(held / 2**30, 2),
+        "gib_beside_them": round((peak - before - held) / 2**30, 2),
+    }
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
     devices.keep_freed_memory()
-    {"speed": speed, "profile": profile, "scaling": scaling, "memory": memory}[sys.argv[1]]()
+    {"speed": speed, "data": data, "profile": profile, "scaling": scaling, "memory": memory}[sys.argv[1]](*sys.argv[2:])

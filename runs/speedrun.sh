@@ -9,28 +9,31 @@ GPUS="${GPUS:-8}"
 DEPTH="${DEPTH:-24}"
 SHARDS="${SHARDS:-170}"          # about 250 million characters each
 TOKENIZER_CHARS="${TOKENIZER_CHARS:-2000000000}"
-RUN_FLAGS=(${RUN_FLAGS:-})       # for example --run speedrun, or the toy sizes that tests use
+BASE_FLAGS=(${BASE_FLAGS:-})     # for example --run speedrun --fp8, or a toy's sizes
+SFT_FLAGS=(${SFT_FLAGS:-})
+UV_RUN="${UV_RUN-uv run}"        # empty where the programs are on the path already
 
 train() { # module, then its flags; goes on from the last checkpoint of the tag where there is one
   local module="$1" folder="$2"
   shift 2
   if compgen -G "$NANOCHAT_BASE_DIR/$folder/d$DEPTH/step_*" > /dev/null; then set -- "$@" --resume-from-step 0; fi
-  uv run torchrun --standalone --nproc-per-node "$GPUS" -m "nanochat_apps.$module" "$@"
+  $UV_RUN torchrun --standalone --nproc-per-node "$GPUS" -m "nanochat_apps.$module" "$@"
 }
 
 DATA="${DATA:-$NANOCHAT_BASE_DIR/base_data}"
-if [ "$DATA" = "$NANOCHAT_BASE_DIR/base_data" ]; then uv run download-data --num-files "$SHARDS"; fi
+if [ "$DATA" = "$NANOCHAT_BASE_DIR/base_data" ]; then $UV_RUN download-data --num-files "$SHARDS"; fi
 if [ ! -f "$NANOCHAT_BASE_DIR/tokenizer/tokenizer.json" ]; then
-  uv run tok-train --data "$DATA" --max-chars "$TOKENIZER_CHARS" --vocab-size "${VOCAB_SIZE:-32768}"
-  uv run tok-eval --data "$DATA"
+  $UV_RUN tok-train --data "$DATA" --max-chars "$TOKENIZER_CHARS" --vocab-size "${VOCAB_SIZE:-32768}"
+  $UV_RUN tok-eval --data "$DATA"
 fi
 
-base=(--data "$DATA" --depth "$DEPTH" --save-every "${SAVE_EVERY:-1000}" --keep 2 "${RUN_FLAGS[@]}")
+base=(--data "$DATA" --depth "$DEPTH" --save-every "${SAVE_EVERY:-1000}" --keep 2 "${BASE_FLAGS[@]}")
 if [ -n "${PLAN:-}" ]; then
-  WORLD_SIZE="$GPUS" uv run base-train "${base[@]}" --plan
+  WORLD_SIZE="$GPUS" $UV_RUN base-train "${base[@]}" --plan
   exit
 fi
 train base_train base_checkpoints "${base[@]}"
-uv run base-eval --data "$DATA" --model-tag "d$DEPTH"
-train chat_sft chatsft_checkpoints --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" --save-every 200 --keep 2
+$UV_RUN base-eval --data "$DATA" --model-tag "d$DEPTH"
+train chat_sft chatsft_checkpoints --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" \
+  --save-every 200 --keep 2 "${SFT_FLAGS[@]}"
 echo "talk to it: uv run chat-cli -g d$DEPTH, or uv run chat-web -g d$DEPTH"

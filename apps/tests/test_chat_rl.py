@@ -89,7 +89,7 @@ def test_a_run_leaves_scores_curves_and_samples(chat_model):
     chat_rl.train(chat_model)
     root = paths.checkpoints_root("rl") / "tiny"
     meta = load_meta(root / "step_000004")
-    assert (meta["stage"], meta["started_from"], meta["scores"]["step"]) == ("rl", "step_000001", 4)
+    assert (meta["stage"], meta["started_from"], meta["scores"]["pass@1_step"]) == ("rl", "step_000001", 4)
     assert 0 <= meta["scores"]["pass@1"] <= meta["scores"]["pass@2"] <= 1
     lines = read_metrics(root / "metrics.jsonl")
     assert [line["step"] for line in lines if "pass@1" in line] == [0, 2, 4]
@@ -101,7 +101,7 @@ def test_a_run_leaves_scores_curves_and_samples(chat_model):
 
 def test_going_on_with_another_task_is_refused(chat_model):
     chat_rl.train(chat_model)
-    with pytest.raises(ValueError, match="task '"):
+    with pytest.raises(ValueError, match="other task"):
         chat_rl.train(replace(chat_model, task="tinyworld-arithmetic", resume_from_step=2))
 
 

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from nanochat_apps import tok_train
+from nanochat_apps import base_train, cli, tok_train
 from nanochat_data.tinyworld import TinyWorld
 
 FLAGS = [
     *("--depth", "2", "--aspect-ratio", "16", "--head-dim", "16", "--max-seq-len", "64", "--warmup-steps", "2"),
     *("--device-batch-size", "2", "--total-batch-size", "512", "--eval-every", "5", "--eval-tokens", "4000"),
-    *("--device-type", "cpu", "--dtype", "float32", "--compile", "off"),
+    *("--device-type", "cpu", "--dtype", "float32", "--compile", "off", "--sample-every", "0"),
 ]
 
 
@@ -28,6 +28,11 @@ def free_port() -> int:
 def metrics(base: Path, tag: str) -> list[dict]:
     lines = (base / "base_checkpoints" / tag / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def train(*flags: str) -> None:
+    """On this one process."""
+    base_train.train(cli.parse(base_train.Settings, flags, prog="base-train", description=""))
 
 
 @pytest.fixture
@@ -47,8 +52,7 @@ def world(tmp_path, monkeypatch):
 def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
     base, flags, environment = world
     program = ["-m", "nanochat_apps.base_train"]
-    alone = [sys.executable, *program, *flags, "--num-iterations", "12", "--model-tag", "alone"]
-    subprocess.run(alone, env=environment, check=True, capture_output=True, timeout=200)
+    train(*flags, "--num-iterations", "12", "--model-tag", "alone")
 
     port = free_port()
     agents = [
@@ -69,8 +73,7 @@ def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert sum("step 12/12" in error for error in errors) == 1, "only the first rank talks"
 
-    resumed = [sys.executable, *program, *flags, "--num-iterations", "12", "--model-tag", "together"]
-    subprocess.run([*resumed, "--resume-from-step", "6"], env=environment, check=True, capture_output=True, timeout=200)
+    train(*flags, "--num-iterations", "12", "--model-tag", "together", "--resume-from-step", "6")
     for line, expected in zip(metrics(base, "together"), metrics(base, "alone"), strict=True):
         for name in ("step", "step_loss", "grad_norm", "tokens", "val_bpb"):
             if name in expected:

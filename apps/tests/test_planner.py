@@ -70,7 +70,7 @@ def test_the_largest_batch_that_fits_and_divides_is_chosen(monkeypatch):
 
 
 def test_time_grows_with_the_steps(monkeypatch):
-    monkeypatch.setattr(planner.devices, "measure_matmul_flops", lambda device, dtype: 1e12)
+    monkeypatch.setattr(planner.devices, "matmul_peak", lambda device, dtype: 1e12)
     model = small_model()
     short, long = make_plan(model), make_plan(model, num_iterations=30)
     assert long.seconds == pytest.approx(3 * short.seconds)

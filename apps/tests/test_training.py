@@ -1,18 +1,20 @@
 """base-train, chat-sft and quickstart on toy sizes, as a person runs them: stopped, gone on with, and given bad input."""
 
 import json
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
+from nanochat_apps import base_eval, base_measures, base_train, chat_sft, paths, tok_eval, tok_train
 from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
 from nanochat_data.tinyworld import TinyWorld
 from nanochat_model import load_model
-from nanochat_train import list_steps, load_meta, read_metrics
+from nanochat_train import JsonlSink, list_steps, load_meta, read_metrics
 
 
 @pytest.fixture
@@ -44,6 +46,7 @@ def settings(corpus: Path, **changes) -> base_train.Settings:
             "model_tag": "tiny",
             "device_type": "cpu",
             "dtype": "float32",
+            "sample_every": 0,
         }
         | changes
     )
@@ -105,6 +108,80 @@ def test_another_tokenizer_or_model_is_refused_by_name(corpus):
     tok_train.train(tok_train.Settings(data=corpus, vocab_size=301))
     with pytest.raises(ValueError, match="another tokenizer"):
         base_train.train(settings(corpus, resume_from_step=0))
+
+
+@pytest.mark.parametrize(("file", "named"), [("train", "training text"), ("valid", "validation text")])
+def test_other_text_is_refused_by_name(corpus, file, named):
+    base_train.train(settings(corpus, num_iterations=1))
+    path = corpus / f"{file}.jsonl"
+    path.write_text(path.read_text() + json.dumps({"text": "one more"}) + "\n")
+    with pytest.raises(ValueError, match=rf"step_000001 was made with other {named} \(fingerprint [0-9a-f]{{12}}, now"):
+        base_train.train(settings(corpus, resume_from_step=0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(corpus, monkeypatch, number, capsys):
+    whole = settings(corpus, model_tag="whole")
+    assert base_train.train(whole) == 0
+    stopped = replace(whole, model_tag="stopped")
+    log = JsonlSink.log
+
+    def log_and_signal(sink, step, metrics):
+        log(sink, step, metrics)
+        if step == 2 and not root_steps("stopped"):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(JsonlSink, "log", log_and_signal)
+    assert base_train.train(stopped) == 130
+    assert root_steps("stopped") == [2]
+    assert "stopped after step 2, which is saved" in capsys.readouterr().err
+    assert base_train.train(replace(stopped, resume_from_step=0)) == 0
+    ours, theirs = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("stopped", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def root_steps(tag: str) -> list[int]:
+    return list_steps(paths.checkpoints_root("base") / tag)
+
+
+def test_fine_tuning_that_is_stopped_and_resumed_ends_with_the_same_weights(corpus, tmp_path):
+    base_train.train(settings(corpus, num_iterations=2))
+    chats = tmp_path / "chats.jsonl"
+    messages = (TinyWorld(0).conversation(i, skill="identity")["messages"] for i in range(60))
+    chats.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    fine_tuning = chat_sft.Settings(
+        mixture=str(chats), num_iterations=6, save_every=3, device_type="cpu", dtype="float32", compile="off"
+    )
+    assert chat_sft.train(fine_tuning) == 0
+    straight = load_model(paths.find_checkpoint("sft")).state_dict()
+    shutil.rmtree(paths.find_checkpoint("sft"))
+    assert chat_sft.train(replace(fine_tuning, resume_from_step=3)) == 0
+    resumed = load_model(paths.find_checkpoint("sft")).state_dict()
+    assert load_meta(paths.find_checkpoint("sft"))["step"] == 6
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    chats.write_text(chats.read_text().replace("you", "thou", 1))
+    with pytest.raises(ValueError, match=r"was made with other conversations"):
+        chat_sft.train(replace(fine_tuning, resume_from_step=3))
+
+
+def test_samples_and_core_come_every_so_often_and_at_the_end(corpus, monkeypatch, capsys):
+    bundles = []
+
+    def core(model, tokenizer, bundle, *, max_per_task, world):
+        bundles.append((bundle.name, max_per_task))
+        return SimpleNamespace(core=0.125)
+
+    monkeypatch.setattr(base_measures, "core", core)
+    often = settings(corpus, core=Path("bundle"), core_metric_every=2, core_metric_max_per_task=7, sample_every=4)
+    base_train.train(replace(often, num_iterations=5))
+    assert bundles == [("bundle", 7)] * 3
+    assert load_meta(paths.find_checkpoint("base"))["scores"]["core"] == 0.125
+    lines = read_metrics(paths.checkpoints_root("base") / "tiny" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "core" in line] == [2, 4, 5]
+    said = capsys.readouterr().err
+    assert [step for step in range(1, 6) if f"base step {step}  The capital of France is|" in said] == [4, 5]
+    base_train.train(replace(often, model_tag="quiet", core=None, sample_every=-1))
+    assert "capital" not in capsys.readouterr().err
 
 
 def test_a_new_run_takes_the_weights_of_an_old_one(corpus):

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, distributed, paths
+from nanochat_apps import base_measures, cli, device, distributed, paths
 
 if TYPE_CHECKING:
     import torch
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import World
-
-PROMPTS = (
-    "The capital of France is",
-    "The chemical symbol of gold is",
-    "If yesterday was Friday, then tomorrow will be",
-    "The opposite of hot is",
-    "My favorite color is",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +76,14 @@ def _evaluate(settings: Settings, checkpoint: Path, world: World, where: torch.d
     if settings.core is not None:
         measure_core(settings, settings.core, checkpoint, model, tokenizer, world, say)
     if settings.num_samples and world.is_main:
-        _sample(settings, model, tokenizer)
+        lines = base_measures.samples(
+            model,
+            tokenizer,
+            num_samples=settings.num_samples,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+        )
+        say("\n".join(lines))
 
 
 def print_at_once(line: str) -> None:
@@ -100,22 +98,14 @@ def measure_bpb(
     settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> None:
     """Bits per byte of both splits, each read in a fixed order up to `--split-tokens`."""
-    import torch
-    from nanochat_data import open_text_source, validation_batches
-    from nanochat_train import bits_per_byte
+    from nanochat_data import open_text_source
 
-    rows, T = settings.device_batch_size, model.config.sequence_len
-    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
         source = open_text_source(data, split=split, split_on=settings.split_on)
-        batches = islice(
-            validation_batches(
-                source, tokenizer, batch_size=rows, sequence_len=T, rank=world.rank, world_size=world.size
-            ),
-            max(1, settings.split_tokens // (rows * T * world.size)),
+        result = base_measures.text_bpb(
+            model, tokenizer, source, rows=settings.device_batch_size, max_tokens=settings.split_tokens, world=world
         )
-        result = bits_per_byte(model, batches, lengths, device=model.device, world=world)
         say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 
@@ -130,9 +120,7 @@ def measure_core(
 ) -> None:
     """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
     from nanochat_data import core_bundle_fingerprint, load_core_bundle
-    from nanochat_train import EvaluationLog, TaskResult, evaluate_core
-
-    from nanochat_apps.scoring import PrefixScorer
+    from nanochat_train import EvaluationLog, TaskResult
 
     max_per_task = None if settings.max_per_task == -1 else settings.max_per_task
     tasks = load_core_bundle(bundle, max_per_task=max_per_task)
@@ -153,33 +141,10 @@ def measure_core(
             + (f"   ({', '.join(remarks)})" if remarks else "")
         )
 
-    result = evaluate_core(
-        tasks,
-        lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
-        PrefixScorer(
-            model,
-            vocab_size=model.config.vocab_size,
-            batch_tokens=settings.device_batch_size * model.config.sequence_len,
-        ),
-        max_tokens=model.cos.size(0),
-        log=log,
-        world=world,
-        device=model.device,
-        on_task=show,
+    result = base_measures.core(
+        model, tokenizer, tasks, rows=settings.device_batch_size, log=log, world=world, on_task=show
     )
     say(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log.path}")
-
-
-def _sample(settings: Settings, model: GPT, tokenizer: Tokenizer) -> None:
-    from nanochat_engine import Engine
-
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
-    answers = Engine(model, tokenizer).complete_batch(
-        prompts, num_samples=settings.num_samples, max_tokens=settings.max_tokens, temperature=settings.temperature
-    )
-    for prompt, samples in zip(PROMPTS, answers, strict=True):
-        for sample in samples:
-            print(f"{prompt}|{tokenizer.decode(sample.token_ids)}")
 
 
 def main() -> None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, distributed, fp8, paths
+from nanochat_apps import base_measures, base_setup, cli, device, distributed, fp8, paths
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_data import TextSource, TokenCache
-    from nanochat_model import GPT
-    from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Recipe, World
-
-    from nanochat_apps.planner import Plan
+    from nanochat_train import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +60,14 @@ class Settings:
     """Steps between evaluations of validation bits per byte."""
     eval_tokens: int = 80 * 524_288
     """Validation tokens to read at most."""
+    core: Path | None = None
+    """Folder of the CORE bundle, for --core-metric-every."""
+    core_metric_every: int = 2000
+    """Steps between evaluations of CORE, where --core names the bundle; 0 or -1: never."""
+    core_metric_max_per_task: int = 500
+    """Items of each CORE task."""
+    sample_every: int = 2000
+    """Steps between samples of the model's text, which the last step gives too; 0 or -1: never."""
     save_every: int | None = None
     """Steps between checkpoints; the last step is always saved."""
     keep: int | None = None
@@ -99,7 +99,7 @@ class Settings:
 def train(settings: Settings) -> int:
     """Runs to the end or to a signal."""
     if settings.plan:
-        show_plan(settings)
+        base_setup.show_plan(settings)
         return 0
     return 0 if pretrain(settings) else cli.INTERRUPTED
 
@@ -112,11 +112,13 @@ def pretrain(settings: Settings) -> bool:
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import Prefetcher, PretrainLoader, open_text_source, validation_batches
+    from nanochat_data import Prefetcher, PretrainLoader, load_core_bundle, open_text_source
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import LossScale, Pretraining, TrainingLoop, bits_per_byte, param_groups
+    from nanochat_train import LossScale, Pretraining, TrainingLoop, param_groups
 
     from nanochat_apps.training_run import (
+        Evaluation,
+        Findings,
         TrainingRun,
         chosen_sinks,
         make_optimizer,
@@ -131,13 +133,13 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     val_source = open_text_source(data, split="val", split_on=settings.split_on)
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     dtype = device.choose_dtype(where, settings.dtype)
-    recipe, model = build(settings, tokenizer, where, dtype)
+    recipe, model = base_setup.build(settings, tokenizer, where, dtype)
     if settings.fp8:
         fp8.check(where, dtype)
         fp8.use_fp8(model)
-    rows = batch_rows(settings, recipe, model, where, world.size)
+    rows = base_setup.batch_rows(settings, recipe, model, where, world.size)
     if world.is_main:
-        describe(recipe, model, where, dtype)
+        base_setup.describe(recipe, model, where, dtype)
 
     stage = Pretraining(
         num_iterations=recipe.num_iterations,
@@ -152,7 +154,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         lr_scale=recipe.lr_scale,
         weight_decay=recipe.weight_decay,
     )
-    corpus = cached(train_source, tokenizer, world) if settings.cache_tokens else train_source
+    corpus = base_setup.cached(train_source, tokenizer, world) if settings.cache_tokens else train_source
     loader = PretrainLoader(
         corpus,
         tokenizer,
@@ -165,20 +167,34 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
 
-    def evaluate() -> dict[str, float]:
-        batches = validation_batches(
-            val_source,
-            tokenizer,
-            batch_size=rows,
-            sequence_len=settings.max_seq_len,
-            rank=world.rank,
-            world_size=world.size,
-        )
-        limited = islice(batches, max(1, settings.eval_tokens // (rows * settings.max_seq_len * world.size)))
-        lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    def validation() -> Findings:
         with fp8.in_bfloat16(model):
-            return {"val_bpb": bits_per_byte(model, limited, lengths, device=where, world=world).bpb}
+            bpb = base_measures.text_bpb(
+                model, tokenizer, val_source, rows=rows, max_tokens=settings.eval_tokens, world=world
+            ).bpb
+        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
 
+    core_tasks = (
+        load_core_bundle(settings.core, max_per_task=settings.core_metric_max_per_task) if settings.core else []
+    )
+
+    def core() -> Findings:
+        with fp8.in_bfloat16(model):
+            score = base_measures.core(model, tokenizer, core_tasks, rows=rows, world=world).core
+        return Findings({"core": score}, [f"CORE {score:.4f}"])
+
+    def samples() -> Findings:
+        with fp8.in_bfloat16(model):
+            return Findings({}, base_measures.samples(model, tokenizer) if world.is_main else [])
+
+    meta = {
+        "settings": settings_as_json(settings),
+        "lr_scale": recipe.lr_scale,
+        "total_batch_size": recipe.total_batch_size,
+        "device_batch_size": rows,
+        "data_fingerprints": {"training text": train_source.fingerprint, "validation text": val_source.fingerprint},
+        "val_shards": [shard.name for shard in val_source.shards],
+    }
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=recipe.num_iterations),
@@ -194,149 +210,26 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         if settings.init_from is not None:
             take_weights(settings.init_from, model, tokenizer)
         if settings.resume_from_step is not None:
-            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
+            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step, meta=meta)
         run = TrainingRun(
             loop=loop,
             model=model,
             tokenizer=tokenizer,
             root=root,
             stage="base",
-            meta={
-                "settings": settings_as_json(settings),
-                "lr_scale": recipe.lr_scale,
-                "total_batch_size": recipe.total_batch_size,
-                "device_batch_size": rows,
-                "data_fingerprints": {"train": train_source.fingerprint, "val": val_source.fingerprint},
-                "val_shards": [shard.name for shard in val_source.shards],
-            },
+            meta=meta,
             total_steps=recipe.num_iterations,
             device=where,
-            evaluate=evaluate,
-            eval_every=settings.eval_every,
+            evaluations=[
+                Evaluation(settings.eval_every, validation),
+                Evaluation(settings.core_metric_every if settings.core else 0, core),
+                Evaluation(settings.sample_every, samples),
+            ],
             save_every=settings.save_every,
             keep_last=settings.keep,
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
         )
         return run.run()
-
-
-def cached(source: TextSource, tokenizer: Tokenizer, world: World) -> TokenCache:
-    """The corpus as tokens on disk; the first rank makes them where they are not there yet."""
-    from nanochat_data import build_token_cache
-
-    def report(done: int, total: int) -> None:
-        print(f"tokenised shard {done} of {total}", file=sys.stderr, flush=True)
-
-    def open_cache() -> TokenCache:
-        return build_token_cache(
-            source,
-            tokenizer,
-            paths.base_dir() / "token_cache",
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            on_shard=report,
-        )
-
-    if world.is_main:
-        open_cache()
-    world.barrier()
-    return open_cache()
-
-
-def build(settings: Settings, tokenizer: Tokenizer, where: torch.device, dtype: torch.dtype) -> tuple[Recipe, GPT]:
-    """The recipe of these settings and a freshly initialised model of its size."""
-    from nanochat_model import GPT, GPTConfig
-    from nanochat_train import Rates, Recipe
-    from nanochat_train.recipe import model_width
-
-    width = model_width(settings.depth, aspect_ratio=settings.aspect_ratio, head_dim=settings.head_dim)
-    make = GPTConfig if settings.variant == "modern" else GPTConfig.classic
-    pattern = settings.window_pattern if settings.variant == "modern" else "L"
-    config = make(
-        sequence_len=settings.max_seq_len,
-        vocab_size=tokenizer.vocab_size,
-        n_layer=settings.depth,
-        n_head=width // settings.head_dim,
-        n_kv_head=width // settings.head_dim,
-        n_embd=width,
-        window_pattern=pattern,
-    )
-    model = GPT(config, compute_dtype=dtype)
-    model.init_weights(settings.seed)
-    recipe = Recipe.from_depth(
-        settings.depth,
-        vocab_size=tokenizer.vocab_size,
-        sequence_len=settings.max_seq_len,
-        aspect_ratio=settings.aspect_ratio,
-        head_dim=settings.head_dim,
-        target_param_data_ratio=settings.target_param_data_ratio,
-        num_iterations=settings.num_iterations,
-        target_flops=settings.target_flops,
-        flops_per_token=model.flops_per_token(),
-        total_batch_size=settings.total_batch_size,
-        weight_decay=settings.weight_decay,
-        rates=Rates(
-            unembedding=settings.unembedding_lr,
-            embedding=settings.embedding_lr,
-            matrix=settings.matrix_lr,
-            scalar=settings.scalar_lr,
-        ),
-    )
-    return recipe, model.to(where)
-
-
-def batch_rows(settings: Settings, recipe: Recipe, model: GPT, where: torch.device, num_ranks: int) -> int:
-    """Rows of a rank's micro-batch: as asked but no more than its share of the batch, or what the planner finds to fit."""
-    total_rows, rest = divmod(recipe.total_batch_size, settings.max_seq_len * num_ranks)
-    asked = settings.device_batch_size
-    rows = max(1, min(asked or 1, total_rows))
-    if rest or total_rows % rows:
-        ranks = f" x {num_ranks} ranks" if num_ranks > 1 else ""
-        raise cli.UsageError(
-            f"--total-batch-size {recipe.total_batch_size} must be a multiple of "
-            f"--device-batch-size {rows} x --max-seq-len {settings.max_seq_len}{ranks}"
-        )
-    return rows if asked else make_plan(settings, recipe, model, where, num_ranks).rows
-
-
-def make_plan(settings: Settings, recipe: Recipe, model: GPT, where: torch.device, num_ranks: int) -> Plan:
-    from nanochat_apps.planner import plan
-
-    return plan(
-        model,
-        total_batch_size=recipe.total_batch_size,
-        num_iterations=recipe.num_iterations,
-        num_ranks=num_ranks,
-        device=where,
-        rows=settings.device_batch_size,
-    )
-
-
-def show_plan(settings: Settings) -> None:
-    """The tables of the recipe and of memory and time, without touching data."""
-    from nanochat_tokenizer import Tokenizer
-
-    where = device.choose_device(settings.device_type)
-    dtype = device.choose_dtype(where, settings.dtype)
-    tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
-    recipe, model = build(settings, tokenizer, where, dtype)
-    describe(recipe, model, where, dtype)
-    print_table(make_plan(settings, recipe, model, where, num_ranks=int(os.environ.get("WORLD_SIZE", "1"))).table())
-
-
-def describe(recipe: Recipe, model: GPT, where: torch.device, dtype: torch.dtype) -> None:
-    """The derived quantities as a table, on stderr."""
-    counts = model.param_counts()
-    print(
-        f"{counts['total']:,} parameters on {where.type}, computing in {str(dtype).removeprefix('torch.')}",
-        file=sys.stderr,
-    )
-    print_table(recipe.table())
-
-
-def print_table(rows: list[tuple[str, str, str]]) -> None:
-    for name, value, origin in rows:
-        print(f"  {name:<22} {value:<22} {origin}", file=sys.stderr)
 
 
 def main() -> None:

@@ -96,7 +96,15 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
     )
 
     from nanochat_apps.rollouts import Sampler, pass_rates
-    from nanochat_apps.training_run import TrainingRun, chosen_sinks, make_optimizer, resume, settings_as_json
+    from nanochat_apps.training_run import (
+        Evaluation,
+        Findings,
+        TrainingRun,
+        chosen_sinks,
+        make_optimizer,
+        resume,
+        settings_as_json,
+    )
 
     start = paths.find_checkpoint("sft", settings.model_tag, settings.model_step)
     verify_checkpoint(start)
@@ -122,7 +130,7 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         rows_per_batch=settings.device_batch_size,
         pad_id=tokenizer.bos_id,
         seed=settings.seed,
-        identity={"task": train_task.fingerprint, **sampler.identity},
+        identity=sampler.identity,
         world=world,
     )
     rates = Rates(
@@ -142,17 +150,23 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         world=world,
         loss_scale=LossScale() if dtype == torch.float16 else None,
     )
+    meta = {
+        "settings": settings_as_json(settings),
+        "started_from": start.name,
+        "data_fingerprints": {"task": train_task.fingerprint},
+    }
     root = paths.checkpoints_root("rl") / start.parent.name
     if settings.resume_from_step is not None:
-        resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
+        resume(loop, model, tokenizer, root=root, step=settings.resume_from_step, meta=meta)
     samples = SampleLog(root / SAMPLES_FILE, after_step=loop.step) if world.is_main else None
     if world.is_main:
         print(f"{len(train_task):,} examples, starting from {start.parent.name}/{start.name}", file=sys.stderr)
 
-    def evaluate() -> dict[str, float]:
-        return pass_rates(
+    def test() -> Findings:
+        rates = pass_rates(
             sampler, test_task[: settings.eval_examples], settings.eval_samples, seed=settings.seed, world=world
         )
+        return Findings(rates, ["  ".join(f"{name} {rate:.4f}" for name, rate in rates.items())])
 
     def describe(report: StepReport) -> dict[str, float]:
         if samples is not None:
@@ -166,17 +180,12 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         tokenizer=tokenizer,
         root=root,
         stage="rl",
-        meta={
-            "settings": settings_as_json(settings),
-            "started_from": start.name,
-            "data_fingerprint": train_task.fingerprint,
-        },
+        meta=meta,
         total_steps=num_steps,
         device=where,
-        evaluate=evaluate,
+        evaluations=[Evaluation(settings.eval_every, test)],
         evaluate_first=True,
         describe=describe,
-        eval_every=settings.eval_every,
         save_every=settings.save_every,
         keep_last=settings.keep,
         more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),

@@ -83,7 +83,15 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     from nanochat_tokenizer import Tokenizer, render_conversation
     from nanochat_train import FineTuning, LossScale, TrainingLoop, bits_per_byte, load_meta, verify_checkpoint
 
-    from nanochat_apps.training_run import TrainingRun, chosen_sinks, maybe_compiled, resume, settings_as_json
+    from nanochat_apps.training_run import (
+        Evaluation,
+        Findings,
+        TrainingRun,
+        chosen_sinks,
+        maybe_compiled,
+        resume,
+        settings_as_json,
+    )
 
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     verify_checkpoint(base)
@@ -111,11 +119,17 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
 
-    def evaluate() -> dict[str, float]:
+    def validation() -> Findings:
         batches = make_loader(val_task, render, num_epochs=1)
         lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-        return {"val_bpb": bits_per_byte(model, batches, lengths, device=where, world=world).bpb}
+        bpb = bits_per_byte(model, batches, lengths, device=where, world=world).bpb
+        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
 
+    meta = {
+        "settings": settings_as_json(settings),
+        "base": base.name,
+        "data_fingerprints": {"conversations": task.fingerprint},
+    }
     with Prefetcher(loader) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=settings.num_iterations or 10**6),
@@ -135,18 +149,17 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
         )
         root = paths.checkpoints_root("sft") / base.parent.name
         if settings.resume_from_step is not None:
-            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step)
+            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step, meta=meta)
         run = TrainingRun(
             loop=loop,
             model=model,
             tokenizer=tokenizer,
             root=root,
             stage="sft",
-            meta={"settings": settings_as_json(settings), "base": base.name, "data_fingerprint": task.fingerprint},
+            meta=meta,
             total_steps=settings.num_iterations,
             device=where,
-            evaluate=evaluate if num_held_out else None,
-            eval_every=settings.eval_every,
+            evaluations=[Evaluation(settings.eval_every, validation)] if num_held_out else [],
             save_every=settings.save_every,
             keep_last=settings.keep,
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),

@@ -31,7 +31,7 @@ class Run:
     @property
     def validation(self) -> str:
         """Fingerprint of the validation text."""
-        fingerprint: str = self.meta["data_fingerprints"]["val"]
+        fingerprint: str = self.meta["data_fingerprints"]["validation text"]
         return fingerprint
 
 

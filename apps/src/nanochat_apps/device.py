@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,10 @@ ALLOCATOR = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 """Keeps freed memory in the process: without it, page faults take most of a training step on the CPU."""
+
+
+MATMUL_BUDGET_S = 3.0
+"""Measuring the peak never takes much longer."""
 
 
 def keep_freed_memory() -> None:
@@ -74,8 +79,21 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split())
 
 
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, *, size: int = 2048, rounds: int = 5) -> float:
-    """Floating-point operations a second of a square matrix product, the fastest of some rounds: what MFU is a share of."""
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, *, rounds: int = 5) -> float:
+    """Floating-point operations a second of a square matrix product, the fastest of some rounds: what MFU is a share of.
+
+    The sides grow to 2048 unless the device is so slow in this dtype that this would take seconds.
+    """
+    flops = 0.0
+    for size in (256, 512, 1024, 2048):
+        duration_s = _matmul_seconds(device, dtype, size, rounds)
+        flops = 2.0 * size**3 / duration_s
+        if 8 * duration_s * rounds > MATMUL_BUDGET_S:
+            break
+    return flops
+
+
+def _matmul_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
     import torch
 
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -84,7 +102,13 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype, *, size: int 
         start = time.perf_counter()
         float((a @ b)[0, 0])  # reading a value waits for the device
         durations_s.append(time.perf_counter() - start)
-    return 2.0 * size**3 / min(durations_s)
+    return min(durations_s)
+
+
+@cache
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """What `measure_matmul_flops` found when it was first asked for."""
+    return measure_matmul_flops(device, dtype)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

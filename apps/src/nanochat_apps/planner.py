@@ -87,7 +87,7 @@ def plan(
         most = max(1, min(most, total_rows, int(room // max(per_row, 1))))
         rows = max(count for count in range(1, most + 1) if total_rows % count == 0)
     flops = num_iterations * total_batch_size * model.flops_per_token()
-    peak = devices.measure_matmul_flops(device, model.compute_dtype) * num_ranks
+    peak = devices.matmul_peak(device, model.compute_dtype) * num_ranks
     return Plan(
         rows=rows,
         micro_batches=max(1, total_rows // rows),

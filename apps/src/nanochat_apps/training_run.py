@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,22 @@ COMPILE_PAYS_AFTER_STEPS = 300
 """Compiling takes about a minute on two cores and saves about a fifth of a step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What an evaluation found: scores for the metrics and the checkpoint, lines for people."""
+
+    scores: dict[str, float]
+    lines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Something to measure every so many steps and after the last; `every` below 1 means never. All ranks take part."""
+
+    every: int
+    measure: Callable[[], Findings]
+
+
 @dataclass(kw_only=True)
 class TrainingRun:
     """Drives a `TrainingLoop` to its end and keeps what it makes under `root`."""
@@ -40,13 +56,11 @@ class TrainingRun:
     """What `meta.json` says of the run, besides step, stage and scores."""
     total_steps: int | None
     device: torch.device
-    evaluate: Callable[[], Mapping[str, float]] | None = None
-    """Scores by name now; the first decides which checkpoint is the best: the lowest `val_bpb`, else the highest."""
+    evaluations: Sequence[Evaluation] = ()
     evaluate_first: bool = False
     """Also before the first step."""
     describe: Callable[[StepReport], Mapping[str, float]] = lambda _: {}
     """More metrics of a step."""
-    eval_every: int | None = None
     save_every: int | None = None
     keep_last: int | None = None
     progress: Callable[[], float] | None = None
@@ -61,7 +75,8 @@ class TrainingRun:
 
         self._ema = Ema()
         self._start_s, self._start_step = time.perf_counter(), self.loop.step
-        self._peak_flops = devices.measure_matmul_flops(self.device, self.model.compute_dtype) * self.loop.world.size
+        self._peak_flops = devices.matmul_peak(self.device, self.model.compute_dtype) * self.loop.world.size
+        self._measured: dict[Evaluation, int] = {}
         self._saved_step: int | None = self.loop.step if self.loop.step else None
         self._sink = Sinks([])
         if self.loop.world.is_main:
@@ -71,12 +86,13 @@ class TrainingRun:
         self.loop.note = lambda text: self._sink.note(f"{self.stage}: {text}")
         try:
             if self.evaluate_first and self.loop.step == 0:
-                self._evaluate()
+                self._evaluate(self.evaluations)
             with stop_signals() as stop_requested:
                 finished = self.loop.run(self._after_step, should_stop=stop_requested)
-            if finished and self.eval_every is not None and self.scores.get("step") != self.loop.step:
+            left = [e for e in self.evaluations if e.every > 0 and self._measured.get(e) != self.loop.step]
+            if finished and left:
                 self.save()
-                self._evaluate()
+                self._evaluate(left)
             if self._saved_step != self.loop.step or finished:
                 self.save()  # the last one knows its scores
             if not finished:
@@ -137,19 +153,19 @@ class TrainingRun:
         )
         if self.save_every and step % self.save_every == 0:
             self.save()  # before evaluating: an evaluation that fails loses nothing
-        if self.eval_every and step % self.eval_every == 0:
-            self._evaluate()
+        self._evaluate([e for e in self.evaluations if e.every > 0 and step % e.every == 0])
 
-    def _evaluate(self) -> None:
-        if self.evaluate is None:
-            return
-        start_s = time.perf_counter()
-        scores = self.evaluate()
-        self.scores.update(scores, step=self.loop.step)
-        self._sink.log(self.loop.step, scores)
-        seconds = time.perf_counter() - start_s
-        readable = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
-        self._sink.note(f"{self.stage} step {self.loop.step}  {readable}  ({seconds:.0f} s)")
+    def _evaluate(self, evaluations: Sequence[Evaluation]) -> None:
+        for evaluation in evaluations:
+            self._measured[evaluation] = self.loop.step
+            start_s = time.perf_counter()
+            found = evaluation.measure()
+            seconds = time.perf_counter() - start_s
+            self.scores.update(found.scores | {f"{name}_step": self.loop.step for name in found.scores})
+            if found.scores:
+                self._sink.log(self.loop.step, found.scores)
+            for line in found.lines:
+                self._sink.note(f"{self.stage} step {self.loop.step}  {line}  ({seconds:.0f} s)")
 
     def _eta(self, step: int) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self._start_s
@@ -229,9 +245,14 @@ def make_optimizer(groups: list[dict[str, Any]], world: World, *, compute_dtype:
     return (ShardedMuonAdamW if world.size > 1 else MuonAdamW)(groups, compute_dtype=compute_dtype)
 
 
-def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, step: int) -> None:
-    """Puts model, optimizer, loader and generators where the checkpoint of this step (0: the last) left them."""
-    from nanochat_train import list_steps, load_training_state, state, step_directory
+def resume(
+    loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, step: int, meta: Mapping[str, Any]
+) -> None:
+    """Puts model, optimizer, loader and generators where the checkpoint of this step (0: the last) left them.
+
+    Raises `ValueError` naming the tokenizer, the setting of the model or the data of `meta` that is not what it was.
+    """
+    from nanochat_train import list_steps, load_meta, load_training_state, state, step_directory
 
     steps = list_steps(root)
     if not steps or step not in (0, *steps):
@@ -239,6 +260,13 @@ def resume(loop: TrainingLoop, model: GPT, tokenizer: Tokenizer, *, root: Path, 
         raise UsageError(f"--resume-from-step {step}: no such checkpoint under {root} (there: {there})")
     directory = step_directory(root, step or steps[-1])
     take_weights(directory, model, tokenizer)
+    saved = load_meta(directory)["data_fingerprints"]
+    for name, ours in meta["data_fingerprints"].items():
+        if saved[name] != ours:
+            raise ValueError(
+                f"{directory} was made with other {name} (fingerprint {saved[name][:12]}, now {ours[:12]}); "
+                "give what it was made with, or start a new run (base-train: --init-from)"
+            )
     state.restore(loop, load_training_state(directory))
 
 

@@ -93,6 +93,34 @@ def test_validation_counts_every_byte_once(tmp_path):
     assert ((targets >= 0) & (targets < 256)).sum() == sum(len(text) for text in texts)
 
 
+@pytest.mark.parametrize(("batch_size", "world_size"), [(3, 1), (4, 2), (1, 3), (40, 2)])
+def test_a_limit_of_rows_takes_the_same_ones_at_any_number_of_ranks(tmp_path, batch_size, world_size):
+    make_corpus(tmp_path)
+    source = open_text_source(tmp_path, split="train")
+
+    def supervised(batch_size: int, world_size: int, max_rows: int | None) -> list[list[int]]:
+        ranks = [
+            list(
+                validation_batches(
+                    source,
+                    ByteEncoder(),
+                    batch_size=batch_size,
+                    sequence_len=16,
+                    max_rows=max_rows,
+                    rank=rank,
+                    world_size=world_size,
+                )
+            )
+            for rank in range(world_size)
+        ]
+        assert len({len(batches) for batches in ranks}) == 1, "ranks must take equally many turns"
+        together = [batch.targets for turn in zip(*ranks, strict=True) for batch in turn]
+        return [row.tolist() for row in np.concatenate(together) if (row != -1).any()]
+
+    assert supervised(batch_size, world_size, 10) == supervised(1, 1, None)[:10]
+    assert supervised(batch_size, world_size, 10_000) == supervised(1, 1, None)
+
+
 def test_crop_fills_rows_and_counts_what_it_drops(tmp_path):
     make_corpus(tmp_path)
     loader = pretrain_loader(tmp_path, num_epochs=1, mode="crop", batch_size=1)
@@ -158,8 +186,8 @@ def test_crop_takes_what_a_plain_scan_takes(lengths, sequence_len):
             fitting = [length for length in waiting if length <= room]
             chosen = fitting[-1] if fitting else waiting[0]
             waiting.remove(chosen)
-            assert len(piece.ids) == min(chosen, room)
-            room -= len(piece.ids)
+            assert 1 + len(piece.ids) == min(chosen, room)
+            room -= min(chosen, room)
         assert room == 0 or not waiting
 
 

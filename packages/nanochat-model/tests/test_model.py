@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nanochat_model import GPT, GPTConfig, convert
+from nanochat_model.activations import relu_squared
 from nanochat_model.attention import cached_attention, causal_attention
 from nanochat_model.loss import softcap_logits, summed_loss, token_losses
 from nanochat_model.testing import PlainKVCache, check_cached_equals_full
@@ -217,3 +218,20 @@ def test_initial_weights_follow_the_reference():
     torch.testing.assert_close(model.x0_lambdas.data, torch.tensor([0.2, 0.15, 0.1, 0.05]))
     assert model.backout_lambda.item() == pytest.approx(0.2)
     assert model.smear_lambda.item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_squared_relu_has_its_derivative_and_keeps_one_tensor(dtype):
+    x = torch.randn(64, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, :3] = torch.tensor([0.0, -0.0, 1e-3])
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = relu_squared(ours)
+    expected = torch.relu(theirs).square()
+    assert torch.equal(y, expected)
+    assert len(kept) == 1
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (y * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)

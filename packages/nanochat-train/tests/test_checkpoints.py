@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -220,10 +221,24 @@ def test_plain_lines_come_every_so_often_and_at_the_end():
     sink = PlainSink(stream, title="base", total_steps=3, interval_s=1000)
     for step in (1, 2, 3):
         sink.log(step, {"loss": 2.5, "tokens_per_s": 12345.6, "eta_s": 61, "mfu": 0.25})
+    sink.close()
     assert stream.getvalue().splitlines() == [
         "base step 1/3  loss 2.5000  12,346 tok/s  MFU 25.0%  ETA 1m01s",
         "base step 3/3  loss 2.5000  12,346 tok/s  MFU 25.0%  ETA 1m01s",
     ]
+
+
+def test_a_line_comes_also_while_nothing_is_logged():
+    stream = io.StringIO()
+    sink = PlainSink(stream, title="base", total_steps=9, interval_s=0.01)
+    sink.log(4, {"loss": 2.5})
+    while stream.getvalue().count("\n") < 3:
+        time.sleep(0.01)
+    sink.close()
+    assert stream.getvalue().splitlines()[:3] == ["base step 4/9  loss 2.5000", *["base step 4/9, still at work"] * 2]
+    length = len(stream.getvalue())
+    time.sleep(0.05)
+    assert len(stream.getvalue()) == length, "a closed sink is silent"
 
 
 def test_the_moving_average_has_no_bias_at_its_start():

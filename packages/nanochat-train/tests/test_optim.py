@@ -113,27 +113,31 @@ def test_multipliers_stay_between_zero_and_one(step, num_iterations):
     assert 0.85 <= schedules.muon_momentum(step, num_iterations) <= 0.97
 
 
-def test_recipe_of_the_reference_depth():
-    """Worked by hand: depth 12, C 768, 6 heads, 84.9 M block parameters and 25.2 M of unembedding."""
-    recipe = Recipe.from_depth(12)
-    assert (recipe.n_embd, recipe.n_head) == (768, 6)
-    assert recipe.scaling_params == 12 * 12 * 768**2 + 6 * 12 * 6 + 32768 * 768
-    assert recipe.horizon_tokens == 12 * recipe.scaling_params
-    assert recipe.total_batch_size == 2**19
-    assert recipe.num_iterations == recipe.horizon_tokens // 2**19
-    assert recipe.lr_scale == 1.0
-    assert recipe.weight_decay == pytest.approx(0.28)
-
-
 @pytest.mark.parametrize(
-    ("depth", "width", "batch"), [(4, 256, 2**18), (20, 1280, 2**20), (24, 1536, 2**20), (26, 1664, 2**20)]
+    ("depth", "width", "heads", "params", "horizon", "batch", "iterations", "lr_scale", "decay"),
+    [  # worked by hand: 12 C^2 a block, 12 a head in every other one, 32768 C of unembedding; ratio 12
+        (12, 768, 6, 110_100_912, 1_321_210_944, 2**19, 2520, 1.0, 0.28),
+        (20, 1280, 10, 435_160_240, 5_221_922_880, 2**20, 4980, 1.41421, 0.100188),
+        (24, 1536, 12, 729_810_624, 8_757_727_488, 2**20, 8352, 1.41421, 0.059738),
+        (26, 1664, 13, 918_423_532, 11_021_082_384, 2**20, 10510, 1.41421, 0.047470),
+    ],
 )
-def test_recipe_of_other_depths(depth, width, batch):
+def test_recipe_at_worked_depths(depth, width, heads, params, horizon, batch, iterations, lr_scale, decay):
     recipe = Recipe.from_depth(depth)
-    assert recipe.n_embd == width
-    assert recipe.total_batch_size == batch
-    ratio = Recipe.from_depth(12).horizon_tokens / recipe.horizon_tokens
-    assert recipe.weight_decay == pytest.approx(0.28 * (batch / 2**19) ** 0.5 * ratio, rel=1e-6)
+    assert (recipe.n_embd, recipe.n_head, recipe.scaling_params) == (width, heads, params)
+    assert (recipe.horizon_tokens, recipe.total_batch_size, recipe.num_iterations) == (horizon, batch, iterations)
+    assert (recipe.lr_scale, recipe.weight_decay) == (pytest.approx(lr_scale, rel=1e-5), pytest.approx(decay, rel=1e-5))
+
+
+@pytest.mark.parametrize("depth", range(4, 33))
+def test_every_depth_makes_a_run_and_a_table_with_its_inputs(depth):
+    recipe = Recipe.from_depth(depth)
+    assert recipe.n_embd % 128 == 0
+    assert depth * 64 <= recipe.n_embd < depth * 64 + 128
+    assert recipe.total_batch_size.bit_count() == 1
+    rows = {name: (value, origin) for name, value, origin in recipe.table()}
+    assert rows["width"] == (str(recipe.n_embd), f"depth {depth} * 64, rounded up to 128s")
+    assert f"1,321,210,944 / {recipe.horizon_tokens:,}" in rows["batch"][1]
 
 
 def test_a_target_of_flops_sets_the_length():

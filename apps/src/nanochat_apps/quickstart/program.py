@@ -68,7 +68,7 @@ FULL = Size(
     base_steps=250,
     sft_steps=750,
     num_conversations=200_000,
-    rl_steps=60,
+    rl_steps=24,
     questions_per_skill=100,
 )
 SMOKE = Size(
@@ -183,6 +183,7 @@ class Quickstart:
             weight_decay=0.02,
             eval_every=max(steps // 2, 1),
             eval_tokens=200_000,
+            sample_every=0,
             save_every=max(steps // 5, 1),
             keep=1,
             model_tag=self.tag,
@@ -232,7 +233,7 @@ class Quickstart:
             num_samples=8,
             device_batch_size=8,
             max_new_tokens=MAX_ANSWER_TOKENS,
-            init_lr_frac=0.2,
+            init_lr_frac=0.1,
             eval_every=steps,
             eval_examples=self.size.questions_per_skill,
             eval_samples=4,
@@ -246,7 +247,7 @@ class Quickstart:
             TinyWorldTask(
                 size=self.size.num_conversations,
                 split=split,
-                skill=("arithmetic", "letters", "letters"),
+                skill=("arithmetic", "letters"),
                 seed=self.settings.seed + 1,
             )
             for split in SPLITS

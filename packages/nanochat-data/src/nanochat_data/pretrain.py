@@ -131,15 +131,15 @@ class PretrainLoader(RowLoader):
 
     def _pack(self, documents: Sequence[Sequence[int]]) -> list[list[Piece]]:
         bos, T = self.tokenizer.bos_id, self.sequence_len
-        pieces = [[bos, *ids[start : start + T]] for ids in documents for start in range(0, max(len(ids), 1), T)]
-        rows = pack_best_fit([len(piece) for piece in pieces], T + 1)
-        return [[Piece(pieces[i]) for i in row] for row in rows]
+        pieces = [ids[start : start + T] for ids in documents for start in range(0, max(len(ids), 1), T)]
+        rows = pack_best_fit([1 + len(piece) for piece in pieces], T + 1)
+        return [[Piece(pieces[i], first=bos) for i in row] for row in rows]
 
     def _crop(self, documents: Sequence[Sequence[int]]) -> list[list[Piece]]:
         """Full rows; what would not fill the last one is dropped, unless there is no other."""
-        capacity = self.sequence_len + 1
-        waiting = sorted(([self.tokenizer.bos_id, *ids] for ids in documents), key=len)
-        lengths = [len(piece) for piece in waiting]
+        capacity, bos = self.sequence_len + 1, self.tokenizer.bos_id
+        waiting = sorted(documents, key=len)
+        lengths = [1 + len(ids) for ids in waiting]
         left = sum(lengths)
         rows: list[list[Piece]] = []
         while waiting and (left >= capacity or not rows):
@@ -147,8 +147,8 @@ class PretrainLoader(RowLoader):
             room = capacity
             while waiting and room > 0:
                 chosen = max(bisect_right(lengths, room) - 1, 0)  # the longest that fits, else the shortest
-                length, piece = lengths.pop(chosen), waiting.pop(chosen)
-                row.append(Piece(piece[:room]))
+                length, ids = lengths.pop(chosen), waiting.pop(chosen)
+                row.append(Piece(ids[: room - 1], first=bos))
                 self.num_cropped_tokens += max(0, length - room)
                 left -= length
                 room -= min(length, room)

@@ -30,9 +30,11 @@ class Batch:
 class Piece:
     """Up to T + 1 token ids that stay together, and which of them may be targets."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | NDArray[Any]
     supervised: Sequence[int] | None = None
     """As many 0 and 1 as ids; None: all."""
+    first: int | None = None
+    """An id that stands before the others, which need not be copied to make room for it."""
 
 
 Position = dict[str, int]
@@ -162,6 +164,9 @@ class RowLoader(ABC):
         for r, row in enumerate(rows):
             start = 0
             for piece in row:
+                if piece.first is not None:
+                    ids[r, start] = targets[r, start] = piece.first
+                    start += 1
                 end = start + len(piece.ids)
                 ids[r, start:end] = piece.ids
                 supervised = ids[r, start:end]

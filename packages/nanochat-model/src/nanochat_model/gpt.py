@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat_model import accounting
+from nanochat_model.activations import relu_squared
 from nanochat_model.attention import apply_rotary, cached_attention, causal_attention, rotary_table
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_model.loss import IGNORED, softcap_logits, summed_loss, token_losses
@@ -94,7 +95,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """c_proj(relu(c_fc x)^2): (B, T, C) -> (B, T, C)."""
-        y: Tensor = self.c_proj(F.relu(self.c_fc(x)).square())
+        y: Tensor = self.c_proj(relu_squared(self.c_fc(x)))
         return y
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Value = float | int | str
 PLAIN_INTERVAL_S = 20.0
+"""Without a terminal no half minute goes by without a line."""
 
 
 class MetricSink(Protocol):
@@ -67,7 +69,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class PlainSink:
-    """A readable line every `interval_s` seconds: for logs, pipes and nohup."""
+    """A readable line every `interval_s` seconds, also while a step or an evaluation takes longer: for logs and pipes."""
 
     def __init__(
         self, stream: TextIO, *, title: str, total_steps: int | None, interval_s: float = PLAIN_INTERVAL_S
@@ -76,20 +78,35 @@ class PlainSink:
         self._title = title
         self._total = total_steps
         self._interval_s = interval_s
-        self._last_s = float("-inf")
+        self._step = "starting"
+        self._last_step_s = float("-inf")
+        self._last_line_s = time.monotonic()
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._say_it_works, name="plain-sink", daemon=True)
+        self._watch.start()
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        now_s = time.monotonic()
-        if now_s - self._last_s >= self._interval_s or step == self._total:
-            self._last_s = now_s
-            of_total = f"/{self._total}" if self._total else ""
-            self.note(f"{self._title} step {step}{of_total}  {readable(metrics)}")
+        self._step = f"step {step}{f'/{self._total}' if self._total else ''}"
+        if time.monotonic() - self._last_step_s >= self._interval_s or step == self._total:
+            self._last_step_s = time.monotonic()
+            self.note(f"{self._title} {self._step}  {readable(metrics)}")
 
     def note(self, text: str) -> None:
+        self._last_line_s = time.monotonic()
         print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        self._closed.set()
+        self._watch.join()
+
+    def _say_it_works(self) -> None:
+        """Wakes when a line is due and says so where none came."""
+        silent_s = 0.0
+        while not self._closed.wait(max(self._interval_s - silent_s, 0.001)):
+            silent_s = time.monotonic() - self._last_line_s
+            if silent_s >= self._interval_s:
+                self.note(f"{self._title} {self._step}, still at work")
+                silent_s = 0.0
 
 
 class ProgressSink:

@@ -38,7 +38,8 @@ def orthogonalise(g: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
         x = x.mT
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:steps]:
         gram = x @ x.mT  # on the short side
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     x = (x.mT if tall else x).to(g.dtype)
     norm: Tensor = x.norm(dim=(-2, -1), keepdim=True)
     scale: Tensor = float(min(g.shape[-2:])) ** 0.5 / norm.clamp(min=TINY)

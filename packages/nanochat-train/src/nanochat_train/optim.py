@@ -115,9 +115,11 @@ class MuonAdamW(torch.optim.Optimizer):
         grad = grad.float()
         state["exp_avg"].lerp_(grad, 1 - beta1)
         state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
-        denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        # The bias correction of the root is moved into eps and the rate, which saves a pass over the tensor.
+        correction = (1 - beta2**step) ** 0.5
+        denominator = state["exp_avg_sq"].sqrt().add_(group["eps"] * correction)
         decayed: Tensor = value.float() * (1 - group["lr"] * group["weight_decay"])
-        return decayed.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**step))
+        return decayed.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] * correction / (1 - beta1**step))
 
     def _muon(self, params: Sequence[Tensor], grads: Tensor, group: dict[str, Any]) -> Tensor:
         """The new values (N, m, n) of equally shaped matrices, given their gradients (N, m, n)."""

@@ -34,6 +34,7 @@ class Recipe:
     """Every derived quantity of a pretraining run."""
 
     depth: int
+    aspect_ratio: int
     n_embd: int
     n_head: int
     sequence_len: int
@@ -41,13 +42,19 @@ class Recipe:
     vocab_size: int
     scaling_params: int
     """block matrices + unembedding"""
+    param_data_ratio: float
+    """tokens of the horizon per scaling parameter"""
     horizon_tokens: int
     """ratio * scaling_params; sets batch and decay even where something else sets the length"""
+    reference_horizon_tokens: int
+    """of the reference run"""
     total_batch_size: int
     """tokens per optimizer step, over all ranks"""
     num_iterations: int
     lr_scale: float
     """sqrt(batch / reference batch), on every rate but the smear group's"""
+    base_weight_decay: float
+    """of the block matrices in the reference run"""
     weight_decay: float
     """of the block matrices"""
     rates: Rates
@@ -99,34 +106,44 @@ class Recipe:
         lr_scale = (total_batch_size / REFERENCE_BATCH_TOKENS) ** 0.5
         return cls(
             depth=depth,
+            aspect_ratio=aspect_ratio,
             n_embd=n_embd,
             n_head=n_embd // head_dim,
             sequence_len=sequence_len,
             vocab_size=vocab_size,
             scaling_params=params,
+            param_data_ratio=target_param_data_ratio,
             horizon_tokens=horizon,
+            reference_horizon_tokens=int(reference_horizon),
             total_batch_size=total_batch_size,
             num_iterations=num_iterations,
             lr_scale=lr_scale,
+            base_weight_decay=weight_decay,
             weight_decay=weight_decay * lr_scale * reference_horizon / horizon,
             rates=rates or Rates(),
         )
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Rows (quantity, value, where it comes from) for people to read."""
+        """Rows (quantity, value, its formula with the inputs) for people to read."""
+        head_dim = self.n_embd // self.n_head
+        horizons = f"{self.reference_horizon_tokens:,} / {self.horizon_tokens:,}"
         return [
-            ("width", f"{self.n_embd}", "depth * aspect ratio, rounded up to the head dimension"),
-            ("heads", f"{self.n_head}", "width / head dimension"),
+            ("width", f"{self.n_embd}", f"depth {self.depth} * {self.aspect_ratio}, rounded up to {head_dim}s"),
+            ("heads", f"{self.n_head}", f"width / {head_dim}"),
             ("scaling parameters", f"{self.scaling_params:,}", "block matrices + unembedding"),
-            ("horizon", f"{self.horizon_tokens:,} tokens", "ratio * scaling parameters"),
+            ("horizon", f"{self.horizon_tokens:,} tokens", f"{self.param_data_ratio:g} * scaling parameters"),
             (
                 "batch",
                 f"{self.total_batch_size:,} tokens",
-                f"2^19 * (horizon / horizon at depth 12)^{BATCH_EXPONENT}, or as set",
+                f"2^19 * ({horizons})^-{BATCH_EXPONENT} to the nearest power of 2, or as set",
             ),
             ("iterations", f"{self.num_iterations:,}", "as set, or from target FLOPs, or horizon / batch"),
-            ("learning-rate scale", f"{self.lr_scale:.4f}", "sqrt(batch / 2^19)"),
-            ("matrix weight decay", f"{self.weight_decay:.4f}", "0.28 * scale * horizon at depth 12 / horizon"),
+            ("learning-rate scale", f"{self.lr_scale:.4f}", f"sqrt({self.total_batch_size:,} / 2^19)"),
+            (
+                "matrix weight decay",
+                f"{self.weight_decay:.4f}",
+                f"{self.base_weight_decay:g} * {self.lr_scale:.4f} * {horizons}",
+            ),
         ]
 
 

@@ -1,0 +1,87 @@
+"""What is measured of a base model, while it trains and afterwards: bits per byte, CORE, and a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nanochat_data import CoreTask, TextSource
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import BitsPerByte, CoreResult, EvaluationLog, TaskResult, World
+
+PROMPTS = (
+    "The capital of France is",
+    "The chemical symbol of gold is",
+    "If yesterday was Friday, then tomorrow will be",
+    "The opposite of hot is",
+    "My favorite color is",
+)
+
+
+def text_bpb(
+    model: GPT, tokenizer: Tokenizer, source: TextSource, *, rows: int, max_tokens: int, world: World | None = None
+) -> BitsPerByte:
+    """Bits per byte over the first `max_tokens` of a split, `rows` at a time: the same at any number of ranks."""
+    import torch
+    from nanochat_data import validation_batches
+    from nanochat_train import World, bits_per_byte
+
+    world = world or World()
+    T = model.config.sequence_len
+    batches = validation_batches(
+        source,
+        tokenizer,
+        batch_size=rows,
+        sequence_len=T,
+        max_rows=max(1, max_tokens // T),
+        rank=world.rank,
+        world_size=world.size,
+    )
+    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    return bits_per_byte(model, batches, lengths, device=model.device, world=world)
+
+
+def core(
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: Iterable[CoreTask],
+    *,
+    rows: int,
+    log: EvaluationLog | None = None,
+    world: World | None = None,
+    on_task: Callable[[TaskResult], None] = lambda result: None,
+) -> CoreResult:
+    """CORE over these tasks, in passes of as many tokens as `rows` rows have; see `evaluate_core` for the log."""
+    from nanochat_train import evaluate_core
+
+    from nanochat_apps.scoring import PrefixScorer
+
+    return evaluate_core(
+        tasks,
+        lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
+        PrefixScorer(model, vocab_size=model.config.vocab_size, batch_tokens=rows * model.config.sequence_len),
+        max_tokens=model.cos.size(0),
+        log=log,
+        world=world,
+        device=model.device,
+        on_task=on_task,
+    )
+
+
+def samples(
+    model: GPT, tokenizer: Tokenizer, *, num_samples: int = 1, max_tokens: int = 16, temperature: float = 0.0
+) -> list[str]:
+    """How the model goes on from each of `PROMPTS`, a line each: prompt|continuation."""
+    from nanochat_engine import Engine
+
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
+    answers = Engine(model, tokenizer).complete_batch(
+        prompts, num_samples=num_samples, max_tokens=max_tokens, temperature=temperature
+    )
+    return [
+        f"{prompt}|{tokenizer.decode(sample.token_ids)}"
+        for prompt, drawn in zip(PROMPTS, answers, strict=True)
+        for sample in drawn
+    ]

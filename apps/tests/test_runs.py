@@ -1,0 +1,81 @@
+"""The scripts and commands in runs/: planned, started on two ranks of this processor, and made of flags that exist."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nanochat_apps import base_train, cli, tok_train
+from nanochat_data.tinyworld import TinyWorld
+from nanochat_train import list_steps
+from torch.distributed.run import get_args_parser
+
+RUNS = Path(__file__).parents[2] / "runs"
+SIZES = "--aspect-ratio 16 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --warmup-steps 2"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A small corpus, and the programs of this very environment."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    world = TinyWorld(0)
+    for name, split, count in (("train", "train", 300), ("valid", "test", 30)):
+        lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))
+        (texts / f"{name}.jsonl").write_text("".join(lines))
+    messages = (world.conversation(i, skill="identity")["messages"] for i in range(60))
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "NANOCHAT_BASE_DIR": str(tmp_path / "base"),
+        "UV_RUN": "",
+        "DATA": str(texts),
+        "VOCAB_SIZE": "300",
+        "GPUS": "2",
+        "DEPTH": "2",
+        "BASE_FLAGS": f"{SIZES} --num-iterations 4 --eval-tokens 2000 --device-type cpu --dtype float32",
+        "SFT_FLAGS": "--num-iterations 2 --device-type cpu --dtype float32 --compile off",
+        "MIXTURE": str(tmp_path / "chats.jsonl"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run_script(environment) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        ["bash", str(RUNS / "speedrun.sh")], env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_the_speedrun_says_what_it_would_be(environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", environment["NANOCHAT_BASE_DIR"])
+    tok_train.train(tok_train.Settings(data=tmp_path / "texts", vocab_size=300))
+    said = run_script(environment | {"PLAN": "1"}).stderr
+    assert "micro-batch" in said
+    assert "4 rows" in said  # half of the batch's eight, for there are two ranks
+    assert not (tmp_path / "base/base_checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_speedrun_goes_from_text_to_a_chat_model_on_two_ranks(environment, tmp_path):
+    said = run_script(environment)
+    base = tmp_path / "base"
+    assert list_steps(base / "base_checkpoints/d2") == [4]
+    assert list_steps(base / "chatsft_checkpoints/d2") == [2]
+    assert "bits a byte" in said.stdout
+    assert "talk to it" in said.stdout
+
+
+def test_the_command_for_several_nodes_is_one():
+    [command] = re.findall(r"uv run torchrun (.+?)\n *```", (RUNS / "multinode.md").read_text(), flags=re.DOTALL)
+    arguments = get_args_parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert (arguments.nnodes, arguments.rdzv_backend) == ("2", "c10d")
+    assert arguments.module
+    assert arguments.training_script == "nanochat_apps.base_train"
+    settings = cli.parse(base_train.Settings, arguments.training_script_args, prog="base-train", description="")
+    assert (settings.depth, settings.save_every, settings.keep) == (24, 500, 3)
