@@ -23,6 +23,9 @@ CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 )
 """A model's control characters are shown, not sent to the terminal."""
 
+PREFIX_BYTES = 1 << 28
+"""Of keys and values kept from one turn to the next."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -64,6 +67,8 @@ class Chat:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        # One for the whole conversation: each turn reads only what was not said before.
+        self._batcher = engine.batcher(max_rows=1, prefix_budget_bytes=PREFIX_BYTES)
         self.messages: list[dict[str, Any]] = []
         self._num_turns = 0
 
@@ -84,8 +89,8 @@ class Chat:
         tokenizer, limits = self._engine.tokenizer, self._settings
         assert isinstance(tokenizer, Tokenizer)
         reader = AnswerReader(tokenizer, SPECIAL_TOKENS)
-        batcher = self._engine.batcher(max_rows=1)
-        batcher.submit(
+        batcher = self._batcher
+        request_id = batcher.submit(
             Request(
                 token_ids=self._prompt(tokenizer, text),
                 max_tokens=limits.max_tokens,
@@ -104,6 +109,8 @@ class Chat:
                         yield from reader.push(event.token_id, event.mask)
             yield from reader.finish()
         finally:
+            if batcher.cancel(request_id):  # closed before the end
+                batcher.step()
             if reader.parts and limits.source != "base":
                 self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
 

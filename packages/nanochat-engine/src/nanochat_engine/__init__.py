@@ -9,6 +9,7 @@ from nanochat_engine.kv_cache import KVCache
 from nanochat_engine.protocols import CausalLM, KVCacheLike, KVSpec, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
 from nanochat_engine.sampling import sample_next_token, sample_seed
+from nanochat_engine.steps import ModelStep, fast_step
 from nanochat_engine.tools import DEFAULT_TOOLS, Tool, Tools
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "KVCache",
     "KVCacheLike",
     "KVSpec",
+    "ModelStep",
     "QueueFullError",
     "Request",
     "Tokenizer",
     "Tool",
     "Tools",
+    "fast_step",
     "load",
     "sample_next_token",
     "sample_seed",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,11 +17,20 @@ from nanochat_engine.engine import Engine
 _READ = ("model.safetensors", "config.json", "meta.json", "tokenizer/")
 
 
-def load(directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Engine:
+def load(
+    directory: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: Literal["int8"] | None = None,
+    compile: bool = False,
+) -> Engine:
     """An engine over the model and tokenizer in a checkpoint directory; `dtype` None computes as the model was saved.
 
-    Files are compared with `manifest.json` if there is one, the tokenizer with the model. Raises `ValueError` naming
-    the file and what is wrong with it, `ImportError` if the extra `checkpoint` is not installed.
+    `quantize` keeps the weights as int8. `compile` is for processes that live long: on a processor the step is compiled
+    beside the first answers, on CUDA it is captured. Files are compared with `manifest.json` if there is one, the
+    tokenizer with the model. Raises `ValueError` naming the file and what is wrong with it, `ImportError` if the extra
+    `checkpoint` is not installed.
     """
     try:
         import nanochat_model
@@ -49,7 +58,7 @@ def load(directory: str | Path, *, device: str | torch.device = "cpu", dtype: to
             f"{directory / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model in {directory} has "
             f"{model.config.vocab_size}: they do not belong together"
         )
-    return Engine(model.eval(), tokenizer)
+    return Engine(nanochat_model.PackedGPT(model, quantize=quantize), tokenizer, compile=compile)
 
 
 def verify_files(directory: Path) -> None:

@@ -10,6 +10,7 @@ from nanochat_engine.batcher import ASSISTANT_END, Batcher
 from nanochat_engine.protocols import CausalLM, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
 from nanochat_engine.sampling import sample_seed
+from nanochat_engine.steps import EagerStep, ModelStep, fast_step
 from nanochat_engine.tools import DEFAULT_TOOLS, Tools
 
 
@@ -28,12 +29,18 @@ class Completion:
 
 
 class Engine:
-    """Generates with any model and tokenizer that satisfy the Protocols; calls do not disturb each other."""
+    """Generates with any model and tokenizer that satisfy the Protocols; calls do not disturb each other.
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, *, tools: Tools = DEFAULT_TOOLS) -> None:
+    `compile` is worth it where a process lives long: see `fast_step`. The model's weights must not change then.
+    """
+
+    def __init__(
+        self, model: CausalLM, tokenizer: Tokenizer, *, tools: Tools = DEFAULT_TOOLS, compile: bool = False
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.tools = tools
+        self.model_step: ModelStep = fast_step(model) if compile else EagerStep(model)
 
     def batcher(
         self,
@@ -54,6 +61,7 @@ class Engine:
             prefill_tokens=prefill_tokens,
             prefix_budget_bytes=prefix_budget_bytes,
             tool_time_limit_s=tool_time_limit_s,
+            model_step=self.model_step,
         )
 
     def generate(

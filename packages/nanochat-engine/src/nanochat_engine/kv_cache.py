@@ -160,9 +160,23 @@ class KVCacheView:
         self.lengths = cache.lengths[start:stop]
         self.logits_at = logits_at
 
+    @property
+    def cache(self) -> KVCache:
+        """The cache that this is a view of."""
+        return self._cache
+
+    @property
+    def start(self) -> int:
+        """The first of its rows."""
+        return self._start
+
     def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Views (rows, slots, K, D) of the layer's keys and values."""
         return self._k[layer_idx], self._v[layer_idx]
+
+    def layers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same of all layers: keys, values."""
+        return self._k.unbind(), self._v.unbind()
 
     def advance(self, num_tokens: int) -> None:
         """Rows grow by their counts, or by `num_tokens` if none were given."""

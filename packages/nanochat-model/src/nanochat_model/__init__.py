@@ -5,6 +5,17 @@ from nanochat_model.accounting import KVSpec
 from nanochat_model.checkpoint import load_config, load_model, save_model
 from nanochat_model.config import GPTConfig
 from nanochat_model.gpt import GPT
+from nanochat_model.packed import PackedGPT
 from nanochat_model.protocols import KVCacheLike
 
-__all__ = ["GPT", "GPTConfig", "KVCacheLike", "KVSpec", "convert", "load_config", "load_model", "save_model"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "KVCacheLike",
+    "KVSpec",
+    "PackedGPT",
+    "convert",
+    "load_config",
+    "load_model",
+    "save_model",
+]

@@ -104,10 +104,19 @@ def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Ten
 
     q (B, T, H, D), caches (B, S, K, D), positions (B, T): a key at slot s is seen when 0 <= position - s <= window.
     """
+    return masked_attention(q, k_cache, v_cache, visible_slots(positions, k_cache.size(1), window))
+
+
+def visible_slots(positions: Tensor, num_slots: int, window: int) -> Tensor:
+    """Which of S cache slots each query sees: positions (B, T) -> bool (B, T, S)."""
+    distance = positions[:, :, None] - torch.arange(num_slots, device=positions.device)
+    return (distance >= 0) & (distance <= window)
+
+
+def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor) -> Tensor:
+    """q (B, T, H, D), caches (B, S, K, D), seen (B, T, S) bool -> (B, T, H, D)."""
     B, T, H, D = q.shape
-    S, K = k_cache.shape[1:3]
-    distance = positions[:, :, None] - torch.arange(S, device=q.device)
-    seen = (distance >= 0) & (distance <= window)
+    K = k_cache.size(2)
     # Query heads that share a KV head stand side by side as further queries, so that keys are never repeated.
     group = H // K
     q_BKGTD = q.view(B, T, K, group, D).permute(0, 2, 3, 1, 4).reshape(B, K, group * T, D)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from nanochat_model.gpt import GPT
+from nanochat_model.packed import PackedGPT
 
 
 class PlainKVCache:
     """The least a `KVCacheLike` can be: one tensor each for keys, values and ids, no views, no buckets."""
 
-    def __init__(self, model: GPT, batch_size: int, num_slots: int) -> None:
+    def __init__(self, model: GPT | PackedGPT, batch_size: int, num_slots: int) -> None:
         spec = model.kv_spec
         shape = (spec.num_layers, batch_size, num_slots, spec.num_kv_heads, spec.head_dim)
         self.k = torch.zeros(shape, dtype=spec.dtype, device=model.device)
@@ -29,7 +30,7 @@ class PlainKVCache:
         self.lengths = self.lengths + (num_tokens if self.counts is None else self.counts)
 
 
-def check_cached_equals_full(model: GPT, token_ids: Tensor, *, chunk: int, atol: float = 2e-5) -> None:
+def check_cached_equals_full(model: GPT | PackedGPT, token_ids: Tensor, *, chunk: int, atol: float = 2e-5) -> None:
     """Logits of token_ids (B, T) read through a cache in chunks equal those of one full forward pass."""
     cache = PlainKVCache(model, token_ids.size(0), token_ids.size(1))
     with torch.inference_mode():

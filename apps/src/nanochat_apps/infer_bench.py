@@ -1,0 +1,338 @@
+"""infer-bench: how fast the engine answers, as shares of what the machine can do in the same minutes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nanochat_apps import cli, device, paths
+
+if TYPE_CHECKING:
+    import torch
+    from nanochat_engine import Engine
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
+
+    from nanochat_apps.limits import Limits
+
+COMPILE_LIMIT_S = 900.0
+BPB_ROWS = 64
+"""Rows of text on which bits per byte are compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Which model, how it is run, and over which sizes."""
+
+    depth: int = 12
+    """Layers of a model with random weights, as base-train would make it; not with --source."""
+    vocab_size: int = 32768
+    """Of the model with random weights."""
+    head_dim: int = 128
+    """Of the model with random weights."""
+    max_seq_len: int = 2048
+    """Context of the model with random weights, tokens."""
+    source: Annotated[paths.Source | None, tyro.conf.arg(aliases=["-i"])] = None
+    """Stage of a trained model to measure instead of random weights."""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """Requests at a time."""
+    prompt_tokens: int = 128
+    """Of each request."""
+    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 64
+    """Tokens of each answer."""
+    prefill_tokens: int = 1024
+    """Length of the prompt that the prefill rate is measured on, read in one chunk."""
+    compile: bool = False
+    """Compile the decoding step (processor) or capture it (CUDA) before measuring."""
+    quantize: Literal["int8"] | None = None
+    """Keep the weights as int8."""
+    data: Path | None = None
+    """Text on which to report what --quantize costs in bits per byte; needs --source."""
+    device_type: device.DeviceType = "auto"
+    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
+
+    def __post_init__(self) -> None:
+        for field in (
+            "depth",
+            "vocab_size",
+            "head_dim",
+            "max_seq_len",
+            "prompt_tokens",
+            "max_tokens",
+            "prefill_tokens",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)} must be at least 1")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"--batch-sizes {' '.join(map(str, self.batch_sizes))}: give numbers of at least 1")
+        if self.data is not None and (self.quantize is None or self.source is None):
+            raise ValueError(
+                "--data compares a trained model with its quantized self: give --source and --quantize too"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One batch size; a line of the table."""
+
+    batch_size: int
+    ttft_ms: float
+    """From submitting all requests at once to the first token, median over requests."""
+    p50_ms: float
+    """Time between two tokens of a row, median over steps in which every row decodes."""
+    p99_ms: float
+    tok_per_s: float
+    """Tokens of all rows in the median step."""
+    mbu: float
+    """Bytes of weights, keys and values that the median step reads, of what streaming reads in that time."""
+    mfu: float
+    """Floating-point operations of the median step, of what a matrix product does in that time."""
+    kv_mib: float
+    """Keys and values of the rows at their end."""
+    peak_memory_mib: float
+    """Of the process so far (processor) or of the device (CUDA)."""
+
+
+def bench(settings: Settings) -> int:
+    """Prints a table and one JSON line."""
+    import torch
+    from nanochat_engine import Engine
+    from nanochat_model import PackedGPT
+
+    from nanochat_apps.limits import Limits
+
+    where = device.choose_device(settings.device_type)
+    dtype = device.choose_dtype(where, settings.dtype)
+    model, tokenizer = _model(settings, where, dtype)
+    longest = max(settings.prompt_tokens + settings.max_tokens, settings.prefill_tokens + 1)
+    if longest > model.max_context:
+        raise cli.UsageError(f"the model's context holds {model.max_context} tokens, {longest} are asked for")
+    packed = PackedGPT(model, quantize=settings.quantize)
+    bpb = _bits_per_byte(settings.data, model, packed, tokenizer) if settings.data is not None else None
+    engine = Engine(packed, NoEnds(model.config.vocab_size), tools={}, compile=settings.compile)
+    compile_s = wait_until_compiled(engine) if settings.compile else None
+    limits = Limits(where, dtype)
+    limits.measure()
+    prefill_tok_per_s = measure_prefill(engine, settings.prefill_tokens, model.config.vocab_size)
+    runs = []
+    for batch_size in settings.batch_sizes:
+        limits.measure()
+        runs.append(measure_batch(engine, model, limits, batch_size, settings.prompt_tokens, settings.max_tokens))
+        limits.measure()
+    flops = prefill_flops(model, settings.prefill_tokens)
+    report: dict[str, object] = {
+        "model": f"d{model.config.n_layer}",
+        "device": str(where),
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantize": settings.quantize,
+        "compiled": settings.compile,
+        "compile_s": compile_s,
+        "threads": torch.get_num_threads(),
+        "weight_mib": packed.weight_bytes() / 2**20,
+        "matmul_gflops": limits.matmul_flops / 1e9,
+        "stream_gb_per_s": limits.stream_bytes / 1e9,
+        "prompt_tokens": settings.prompt_tokens,
+        "prefill_tokens": settings.prefill_tokens,
+        "prefill_tok_per_s": prefill_tok_per_s,
+        "prefill_mfu": flops / settings.prefill_tokens * prefill_tok_per_s / limits.matmul_flops,
+        "bpb": bpb,
+        "batches": [asdict(run) for run in runs],
+    }
+    show(report, runs)
+    print(json.dumps(rounded(report)))
+    return 0
+
+
+class NoEnds:
+    """A tokenizer without text and without special tokens: no answer ends before its last token."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.bos_id = vocab_size  # an id that can't be drawn
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: list[int]) -> str:
+        return ""
+
+    def special_id(self, name: str) -> int | None:
+        return None
+
+
+def measure_batch(
+    engine: Engine, model: GPT, limits: Limits, batch_size: int, prompt_tokens: int, max_tokens: int
+) -> Measured:
+    """Submits a batch at once and times its steps; the limits are those measured so far."""
+    from nanochat_engine import Request
+
+    batcher = engine.batcher(max_rows=batch_size)
+    start = time.perf_counter()
+    for seed in range(batch_size):
+        prompt = [(seed * 7919 + i * 31) % model.config.vocab_size for i in range(prompt_tokens)]
+        batcher.submit(Request(token_ids=prompt, max_tokens=max_tokens, temperature=0.0, seed=seed))
+    first_s: dict[int, float] = {}
+    steps_s, last = [], start
+    while not batcher.idle:
+        events = batcher.step()
+        now = time.perf_counter()
+        decoded_only = len(first_s) == batch_size
+        for event in events:
+            first_s.setdefault(event.request_id, now - start)
+        if decoded_only and len(events) == batch_size:
+            steps_s.append(now - last)
+        last = now
+    steps_s = sorted(steps_s) or [last - start]
+    step_s = statistics.median(steps_s)
+    context = prompt_tokens + max_tokens // 2
+    kv_bytes = model.kv_bytes_per_token() * batch_size
+    read_bytes = engine.model.weight_bytes() + kv_bytes * context  # type: ignore[attr-defined]
+    return Measured(
+        batch_size=batch_size,
+        ttft_ms=1e3 * statistics.median(first_s.values()),
+        p50_ms=1e3 * step_s,
+        p99_ms=1e3 * steps_s[min(len(steps_s) - 1, int(0.99 * len(steps_s)))],
+        tok_per_s=batch_size / step_s,
+        mbu=read_bytes / step_s / limits.stream_bytes,
+        mfu=batch_size * model.decode_flops(context) / step_s / limits.matmul_flops,
+        kv_mib=kv_bytes * (prompt_tokens + max_tokens) / 2**20,
+        peak_memory_mib=device.peak_memory_bytes(model.device) / 2**20,
+    )
+
+
+def measure_prefill(engine: Engine, num_tokens: int, vocab_size: int, *, rounds: int = 3) -> float:
+    """Prompt tokens a second, read in one chunk; the median of some rounds."""
+    from nanochat_engine import Request
+
+    durations_s = []
+    for seed in range(rounds):
+        batcher = engine.batcher(max_rows=1, prefill_tokens=num_tokens)
+        prompt = [(seed * 7919 + i * 31) % vocab_size for i in range(num_tokens)]
+        batcher.submit(Request(token_ids=prompt, max_tokens=1, temperature=0.0))
+        start = time.perf_counter()
+        batcher.step()
+        durations_s.append(time.perf_counter() - start)
+    return num_tokens / statistics.median(durations_s)
+
+
+def prefill_flops(model: GPT, num_tokens: int) -> int:
+    """FLOPs to read a prompt: every token through the layers, the last one to its logits."""
+    unembedding = 2 * model.config.vocab_size * model.config.n_embd
+    return num_tokens * (model.decode_flops(num_tokens // 2) - unembedding) + unembedding
+
+
+def wait_until_compiled(engine: Engine) -> float | None:
+    """Seconds until the compiled step was there; None on a device where graphs are captured on the way."""
+    from nanochat_engine.compiled import CompiledStep
+
+    step, start = engine.model_step, time.perf_counter()
+    if not isinstance(step, CompiledStep):
+        return None
+    if not step.wait(COMPILE_LIMIT_S):
+        raise RuntimeError(
+            f"the step is not compiled after {COMPILE_LIMIT_S:.0f} s (see the warning above); run eagerly"
+        )
+    return time.perf_counter() - start
+
+
+def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple[GPT, Tokenizer | None]:
+    from nanochat_model import GPT, GPTConfig, load_model
+    from nanochat_train.recipe import model_width
+
+    if settings.source is not None:
+        from nanochat_tokenizer import Tokenizer
+
+        checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+        model = load_model(checkpoint, device=where, dtype=dtype)
+        return model.requires_grad_(False), Tokenizer.load(checkpoint / "tokenizer")
+    width = model_width(settings.depth, aspect_ratio=64, head_dim=settings.head_dim)
+    config = GPTConfig(
+        sequence_len=settings.max_seq_len,
+        vocab_size=settings.vocab_size,
+        n_layer=settings.depth,
+        n_head=width // settings.head_dim,
+        n_kv_head=width // settings.head_dim,
+        n_embd=width,
+    )
+    model = GPT(config, compute_dtype=dtype)
+    model.init_weights(0)
+    return model.requires_grad_(False).to(where), None
+
+
+def _bits_per_byte(data: Path, model: GPT, packed: torch.nn.Module, tokenizer: Tokenizer | None) -> dict[str, float]:
+    """Of the model and of its quantized self on the same text."""
+    from itertools import islice
+    from typing import Any, cast
+
+    import torch
+    from nanochat_data import open_text_source, validation_batches
+    from nanochat_train import bits_per_byte
+
+    assert tokenizer is not None
+    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    found = {}
+    for name, measured in (("full", model), ("quantized", packed)):
+        source = open_text_source(data, split="val")
+        batches = islice(
+            validation_batches(source, tokenizer, batch_size=8, sequence_len=model.config.sequence_len), BPB_ROWS // 8
+        )
+        found[name] = bits_per_byte(cast(Any, measured), batches, lengths, device=model.device).bpb
+    return found | {"cost": found["quantized"] - found["full"]}
+
+
+def rounded(value: object) -> object:
+    """The same with floats of four digits, for a line that people read too."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def show(report: dict[str, object], runs: list[Measured]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("B", "TTFT ms", "p50 ms", "p99 ms", "tok/s", "MBU", "MFU", "KV MiB", "peak MiB")
+    for column in table.columns:
+        column.justify = "right"
+    for run in runs:
+        table.add_row(
+            f"{run.batch_size}",
+            f"{run.ttft_ms:.0f}",
+            f"{run.p50_ms:.2f}",
+            f"{run.p99_ms:.2f}",
+            f"{run.tok_per_s:.0f}",
+            f"{run.mbu:.0%}",
+            f"{run.mfu:.0%}",
+            f"{run.kv_mib:.0f}",
+            f"{run.peak_memory_mib:.0f}",
+        )
+    console = Console()
+    console.print(table)
+    numbers = {key: value for key, value in report.items() if isinstance(value, float)}
+    console.print(
+        f"limits of this run: {numbers['matmul_gflops']:.0f} GFLOP/s matmul, {numbers['stream_gb_per_s']:.1f} GB/s read; "
+        f"prefill of {report['prefill_tokens']} tokens {numbers['prefill_tok_per_s']:.0f} tok/s, "
+        f"MFU {numbers['prefill_mfu']:.0%}",
+        highlight=False,
+    )
+    bpb = report["bpb"]
+    if isinstance(bpb, dict):
+        console.print(f"bits per byte {bpb['full']:.4f}, quantized {bpb['quantized']:.4f} ({bpb['cost']:+.4f})")
+
+
+def main() -> None:
+    device.keep_freed_memory()
+    cli.run(bench, Settings, prog="infer-bench", description="Measure the engine against the limits of the machine.")
+
+
+if __name__ == "__main__":
+    main()
