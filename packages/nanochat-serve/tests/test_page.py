@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
-from nanochat_serve import ContextLengthError, Finished, TextDelta, ToolCall, create_app
+from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
 from nanochat_serve.testing import ScriptedBackend
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,8 +33,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 class Server:
     """The app on a port of its own, on a thread of its own."""
 
-    def __init__(self, backend: ScriptedBackend) -> None:
+    def __init__(self, backend: ScriptedBackend, settings: ServerSettings | None = None) -> None:
         self.backend = backend
+        self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -43,7 +44,7 @@ class Server:
 
     def _run(self) -> None:
         async def start() -> web.AppRunner:
-            runner = web.AppRunner(create_app(self.backend), handler_cancellation=True)
+            runner = web.AppRunner(create_app(self.backend, self._settings), handler_cancellation=True)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
@@ -176,14 +177,125 @@ def test_settings_are_the_servers_until_someone_sets_them(page, server):
     assert [(r.temperature, r.top_k) for r in server.backend.requests] == [(0.1, 50), (0.1, 50)]
 
 
-def test_a_server_that_is_gone_is_said_and_found_again(page, server):
+def test_a_server_that_is_gone_is_said_and_found_again_by_itself(page, server):
     page.route("**/chat/completions", lambda route: route.abort())
+    page.route("**/ready", lambda route: route.abort())
     say(page, "hello")
+    page.wait_for_selector(".notice")
     assert "cannot be reached" in page.inner_text(".notice")
+    page.unroute("**/ready")
     page.unroute("**/chat/completions")
+    page.wait_for_selector(".message.assistant >> text=hello")
+    assert page.locator(".notice").count() == 0
+
+
+def test_waiting_can_be_cut_short_or_given_up(page, server):
+    server.backend.ready = False
+    say(page, "hello")
+    page.wait_for_selector("text=still loading")
+    page.click("text=Give up")
+    assert page.inner_text(".notice span") == "Not answered."
+    page.click("text=Try again")
+    page.wait_for_selector("text=still loading")
+    server.backend.ready = True
+    page.click("text=Try again now")
+    wait_for_answer(page)
+    assert page.inner_text(".message.assistant .body") == "hello"
+
+
+def test_an_answer_goes_on_while_another_chat_is_open(page, server):
+    server.backend.events = [TextDelta("slow ")] * 20 + [DONE]
+    server.backend.pause_s = 0.05
+    say(page, "first")
+    page.wait_for_selector(".message.assistant .body p")
+    page.click("#new-chat")
+    server.backend.events, server.backend.pause_s = None, 0
+    say(page, "second")
+    wait_for_answer(page)
+    assert page.inner_text(".message.assistant .body") == "second"
+    page.wait_for_selector("#chats .dot", state="detached")
+    page.click("#chats >> text=first")
+    assert page.inner_text(".message.assistant .body").split() == ["slow"] * 20
+
+
+def test_several_chats_are_kept_and_one_comes_back_after_it_was_deleted(page):
+    for text in ("one", "two"):
+        page.click("#new-chat")
+        say(page, text)
+        wait_for_answer(page)
+    page.reload()
+    assert page.locator("#chats .chat-row button:first-child").all_inner_texts() == ["two", "one"]
+    page.click("[aria-label='Delete chat one']", force=True)
+    page.click("text=Undo")
+    assert page.inner_text(".message.user .body") == "one"
+    page.click("[aria-label='Delete chat one']", force=True)
+    page.reload()
+    assert page.locator("#chats .chat-row").count() == 1
+
+
+def test_it_can_be_used_with_the_keyboard_alone(page, server):
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.type("first")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("line")
+    page.keyboard.press("Enter")
+    wait_for_answer(page)
+    assert page.inner_text(".message.user .body") == "first\nline"
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.press("ArrowUp")
+    assert page.input_value("#prompt") == "first\nline"
+    page.keyboard.press("Escape")
+    page.keyboard.press("Alt+n")
+    assert page.locator(".message").count() == 0
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "toggle-theme":
+            break
+    before = page.get_attribute("html", "data-theme")
+    page.keyboard.press("Enter")
+    assert {before, page.get_attribute("html", "data-theme")} == {"light", "dark"}
+
+
+def test_every_control_has_a_name_and_the_answer_is_announced_once_whole(page, server):
+    server.backend.events = [ToolCall("1+1", "2"), TextDelta("```\nx\n```")] + [TextDelta("more ")] * 20 + [DONE]
+    server.backend.pause_s = 0.02
+    page.click("#toggle-settings")
+    say(page, "hello")
+    page.wait_for_selector(".message.busy")
+    assert page.get_attribute("#messages", "aria-busy") == "true"
+    wait_for_answer(page)
+    assert (page.get_attribute("#messages", "aria-busy"), page.get_attribute("#messages", "role")) == ("false", "log")
+    nameless = """[...document.querySelectorAll("button, input, textarea")].filter((control) => control.offsetParent
+        && !(control.ariaLabel || control.labels?.length || control.textContent.trim()))"""
+    assert page.evaluate(f"{nameless}.length") == 0
+    assert page.locator("[aria-label='Calculator'] >> text='= 2'").count() == 1
+
+
+def test_a_missing_key_opens_the_settings(browser):
+    running = Server(ScriptedBackend(), ServerSettings(api_key="sesame"))
+    page = browser.new_context().new_page()
+    page.goto(running.url)
+    say(page, "hello")
+    page.wait_for_selector("#settings")
+    assert "API key" in page.inner_text(".notice")
+    page.fill("#api-key", "sesame")
     page.click("text=Try again")
     wait_for_answer(page)
     assert page.inner_text(".message.assistant .body") == "hello"
+    page.context.close()
+    running.close()
+
+
+def test_the_policy_holds_and_nothing_is_fetched_from_elsewhere(page, server):
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.reload()
+    say(page, HOSTILE)
+    wait_for_answer(page)
+    assert all(url.startswith((server.url, "data:")) for url in asked)
+    assert not complaints
 
 
 def test_lists_code_and_the_copy_button(page, server):
@@ -228,7 +340,7 @@ def test_hostile_text_stays_text(page, server):
     say(page, HOSTILE)
     wait_for_answer(page)
     page.wait_for_timeout(200)
-    assert page.title() == "nanochat"
+    assert page.title().endswith(" - nanochat")
     assert page.eval_on_selector_all("#messages a", "links => links.map(link => link.href)") == ["https://a.test/x"]
     assert page.locator("#messages img, #messages script, #messages b").count() == 0
     assert page.inner_text(".message.assistant strong") == "bold"

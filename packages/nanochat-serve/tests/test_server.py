@@ -21,6 +21,7 @@ from nanochat_serve import (
     create_app,
     parse_request,
 )
+from nanochat_serve.app import PAGE_FILES
 from nanochat_serve.testing import ScriptedBackend, check_chat_backend
 
 DONE = Finished(reason="stop", prompt_tokens=3, completion_tokens=2)
@@ -297,7 +298,7 @@ def test_an_api_key_is_asked_for_where_one_is_set():
 
 def test_the_page_is_self_contained_and_guarded():
     async def use(client: TestClient) -> Any:
-        answers = [await client.get(path) for path in ("/", "/app.js", "/markdown.js", "/wire.js", "/style.css")]
+        answers = [await client.get(path) for path in PAGE_FILES]
         return [
             (answer.headers["Content-Security-Policy"], answer.content_type, await answer.text()) for answer in answers
         ]

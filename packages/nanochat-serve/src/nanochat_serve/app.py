@@ -22,6 +22,8 @@ PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
     "/markdown.js": ("markdown.js", "text/javascript"),
+    "/store.js": ("store.js", "text/javascript"),
+    "/view.js": ("view.js", "text/javascript"),
     "/wire.js": ("wire.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 
@@ -31,7 +31,7 @@ class TextDelta:
     """More text of the answer, whole characters only."""
 
     text: str
-    worker: int = 0
+    worker: int = field(default=0, compare=False)
     """Which of the backend's workers wrote it."""
 
 
@@ -41,7 +41,7 @@ class ToolCall:
 
     expression: str
     output: str
-    worker: int = 0
+    worker: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,13 @@
-"""For whoever swaps the backend: a scripted one, and the checks that a backend must pass."""
+"""For whoever swaps the backend: a scripted one, the checks that a backend must pass, and a watchdog for event loops."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 
 from nanochat_serve.protocols import (
     BackendStatus,
@@ -78,3 +82,37 @@ async def check_chat_backend(backend: ChatBackend) -> None:
 
 async def _collect(backend: ChatBackend, request: ChatRequest) -> list[ChatEvent]:
     return [event async for event in backend.stream(request)]
+
+
+@contextmanager
+def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
+    """Meanwhile collects what held an event loop up for longer than the limit, whether it computed or waited.
+
+    Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm. A loop
+    that waits is only noticed in a program of one thread: else it may have waited for its turn to run Python.
+    """
+    blocks: list[str] = []
+    run = asyncio.Handle._run
+
+    def watched(handle: asyncio.Handle) -> None:
+        wall, computed, waits = time.perf_counter(), time.thread_time(), _num_waits()
+        run(handle)
+        wall_s, computed_s = time.perf_counter() - wall, time.thread_time() - computed
+        waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
+        if computed_s > limit_s or waited:
+            blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
+
+    asyncio.Handle._run = watched  # type: ignore[method-assign]
+    try:
+        yield blocks
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+
+
+def _num_waits() -> int:
+    """How often this thread has given the processor up by itself; unknown outside of Linux."""
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

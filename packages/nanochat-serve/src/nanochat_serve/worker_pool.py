@@ -18,7 +18,7 @@ from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, Fini
 LOG = logging.getLogger("nanochat_serve")
 
 SILENT_S = 60.0
-"""A worker that says nothing for so long is killed and started again."""
+"""A worker that has spoken and then says nothing for so long is killed and started again."""
 
 CLOSE_S = 15.0
 """How long a worker may take to end by itself."""
@@ -89,7 +89,7 @@ class WorkerPool:
             raise WorkerError("no worker is ready")
         chosen = min(ready, key=lambda worker: worker.num_answers)
         turns = _turns(request)
-        known = next((self._chats[turn] for turn in reversed(turns) if turn in self._chats), None)
+        known = next((self._chats[turn] for turn in reversed(turns[:-1]) if turn in self._chats), None)
         if known is not None and known.ready and (known.has_room or not chosen.has_room):
             chosen = known
         if turns:
@@ -101,7 +101,7 @@ class WorkerPool:
 
 
 def _turns(request: ChatRequest) -> list[bytes]:
-    """A digest of the conversation up to each of the user's messages: the last names it, the others its past."""
+    """A digest of the conversation up to each of the user's messages: the last names it, the others its earlier turns."""
     digests, running = [], hashlib.blake2b(digest_size=16)
     for message in request.messages:
         running.update(json.dumps([message["role"], message["content"]]).encode())
@@ -219,7 +219,6 @@ class _Worker:
         failure: str | None = None
         try:
             async with asyncio.timeout(None) as silence:
-                silence.reschedule(_in(SILENT_S))
                 while line := await process.stdout.readline():
                     silence.reschedule(_in(SILENT_S))
                     failure = self._take(json.loads(line)) or failure

@@ -1,132 +1,146 @@
-// The chat page: keeps chats in the browser, streams answers, renders them without ever using innerHTML.
+// The chat page: what a person can do, and the state it changes. Rendering is in view.js, the browser's store in store.js.
 
-import { button, copyButton, element, renderMarkdown } from "./markdown.js";
-import { stream } from "./wire.js";
+import { forgetChat, forgetOldest, loadChats, newChat, onOtherTab, recall, remember, saveChat } from "./store.js";
+import { renderChatRow, renderEmpty, renderMessage, renderNotice } from "./view.js";
+import { isReady, serverFacts, stream } from "./wire.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTINGS = { temperature: "temperature", top_k: "top-k", max_tokens: "max-tokens" };
+const IDEAS = ["What is 37 times 12?", "How many r are in strawberry?", "What can you do?"];
+const PASSING = new Set(["connection", "not_ready", "stopping", "server_busy", "client_busy", "timeout"]);
+const MAX_PAUSE_S = 30;
 
-// A full or forbidden store must not stop the chat.
-function recall(name) {
-  try { return JSON.parse(localStorage.getItem(`nanochat.${name}`)); } catch { return null; }
-}
+const state = { chats: loadChats(), current: null, editing: null, removed: null };
+const running = new Map(); // chat id -> AbortController of the answer that is being written
+const notices = new Map(); // chat id -> what went wrong with its last answer
 
-function remember(name, value) {
-  try { localStorage.setItem(`nanochat.${name}`, JSON.stringify(value)); } catch { /* see above */ }
-}
+const isBusy = (chat) => chat !== null && running.has(chat.id);
 
-const state = { chats: load(), current: null, controller: null, editing: null };
-
-function load() {
-  const chats = recall("chats");
-  const whole = Array.isArray(chats) ? chats.filter((chat) => Array.isArray(chat?.messages)) : [];
-  for (const chat of whole) chat.messages = chat.messages.filter((message) => message.content?.length);
-  return whole;
-}
-
-const save = () => remember("chats", state.chats.slice(0, 100));
-
-// Content is a string, or parts as the server takes them back: text, python, python_output.
-const partsOf = (content) => (typeof content === "string" ? [{ type: "text", text: content }] : content);
-const textOf = (content) => partsOf(content).filter((p) => p.type === "text").map((p) => p.text).join("");
-
-function renderTool(expression, output) {
-  const card = element("div", "tool");
-  card.append(element("span", "label", "calculator"), element("span", "", expression), element("span", "result", `= ${output}`));
-  return card;
-}
-
-function renderMessage(message, index) {
-  const row = element("article", `message ${message.role}`);
-  row.setAttribute("aria-label", message.role === "user" ? "You" : "nanochat");
-  const actions = element("div", "actions");
-  if (message.role === "user") {
-    row.append(element("div", "body", message.content));
-    actions.append(button("Edit", () => edit(index)));
-  } else {
-    const parts = partsOf(message.content);
-    parts.forEach((part, i) => {
-      if (part.type === "python") row.append(renderTool(part.text, parts[i + 1]?.text ?? ""));
-      if (part.type === "text") row.append(renderMarkdown(part.text));
-    });
-    if (parts.at(-1)?.type !== "text") row.append(element("div", "body", ""));
-    if (index === state.current.messages.length - 1) actions.append(button("Regenerate", regenerate));
-  }
-  actions.prepend(copyButton(() => textOf(message.content)));
-  if (state.editing === index) row.classList.add("editing");
-  row.append(actions);
-  return row;
-}
+// ---- showing
 
 function render() {
-  const log = $("messages");
-  const messages = state.current?.messages ?? [];
-  log.replaceChildren(...messages.map(renderMessage));
-  if (!messages.length) {
-    const empty = element("div", "empty");
-    empty.append(element("h2", "", "What would you like to know?"), element("p", "", "A small model, trained from scratch. It may be wrong."));
-    log.append(empty);
-  }
-  if (state.current?.error) log.append(renderNotice(state.current.error));
-  log.scrollTop = log.scrollHeight;
-  $("chats").replaceChildren(...state.chats.map(renderChat));
+  const { current, editing } = state;
+  const messages = current?.messages ?? [];
+  const busy = isBusy(current);
+  const rows = messages.map((message, index) => {
+    const last = index === messages.length - 1;
+    return renderMessage(message, {
+      onEdit: message.role === "user" && !busy ? () => edit(index) : null,
+      onRegenerate: message.role === "assistant" && last && !busy ? regenerate : null,
+      busy: busy && last,
+      editing: editing === index,
+    });
+  });
+  if (!messages.length) rows.push(renderEmpty(IDEAS, send));
+  const notice = current && notices.get(current.id);
+  if (notice) rows.push(showNotice(current, notice));
+  $("messages").replaceChildren(...rows);
+  $("messages").setAttribute("aria-busy", String(busy)); // a screen reader reads the answer once it is whole
+  $("stop").hidden = !busy;
+  $("send").hidden = busy;
+  $("edit-bar").hidden = editing === null;
+  document.title = current ? `${current.title} - nanochat` : "nanochat";
+  scrollDown();
+  renderChats();
 }
 
-function renderChat(chat) {
-  const row = element("div", "chat-row");
-  row.setAttribute("aria-current", String(chat === state.current));
-  row.append(
-    button(chat.title, () => show(chat)),
-    button("×", () => remove(chat), `Delete chat ${chat.title}`),
-  );
-  return row;
+function renderChats() {
+  $("chats").replaceChildren(...state.chats.map((chat) => renderChatRow(chat, {
+    current: chat === state.current,
+    busy: isBusy(chat),
+    onShow: () => show(chat),
+    onRemove: () => remove(chat),
+  })));
+  const undo = state.removed && renderNotice("Chat deleted.", [["Undo", restore]], { calm: true });
+  $("undo").replaceChildren(...(undo ? [undo] : []));
 }
+
+function showNotice(chat, { message, kind, param, waiting }) {
+  const tooLong = kind === "context_length_exceeded" || (kind === "invalid_request_error" && param === "messages");
+  const actions = [];
+  if (waiting) actions.push(["Try again now", () => answer(chat)], ["Give up", () => giveUp(chat)]);
+  else if (!tooLong) actions.push(["Try again", () => answer(chat)]);
+  else if (chat.messages.length > 1) actions.push(["Drop the oldest turns", () => dropOldest(chat)]);
+  return renderNotice(message, actions, { calm: Boolean(waiting) });
+}
+
+function scrollDown() {
+  $("messages").scrollTop = $("messages").scrollHeight;
+}
+
+// The answer that is being written, at most once a frame.
+function renderLast(chat) {
+  if (chat !== state.current || chat.frame) return;
+  chat.frame = requestAnimationFrame(() => {
+    chat.frame = null;
+    if (chat !== state.current || !isBusy(chat)) return;
+    const log = $("messages");
+    const following = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+    log.lastElementChild.replaceWith(renderMessage(chat.messages.at(-1), { busy: true }));
+    if (following) scrollDown();
+  });
+}
+
+// ---- chats
 
 function show(chat) {
-  if (state.controller) return;
   state.current = chat;
-  state.editing = null;
-  $("sidebar").classList.remove("open");
+  stopEditing();
+  openSidebar(false);
   render();
-}
-
-function renderNotice(error) {
-  const notice = element("div", "notice");
-  notice.setAttribute("role", "alert");
-  notice.append(element("span", "", error.message));
-  const tooLong = error.type === "context_length_exceeded" || (error.type === "invalid_request_error" && error.param === "messages");
-  if (tooLong && state.current.messages.length > 1) notice.append(button("Drop the oldest turns", dropOldest));
-  else if (!tooLong) notice.append(button("Try again", () => answer()));
-  return notice;
 }
 
 function remove(chat) {
-  if (state.controller && chat === state.current) return;
-  state.editing = null;
+  running.get(chat.id)?.abort();
+  clearNotice(chat);
+  state.removed = chat;
   state.chats = state.chats.filter((other) => other !== chat);
-  if (chat === state.current) state.current = null;
-  save();
-  render();
+  forgetChat(chat);
+  if (chat === state.current) show(null);
+  else renderChats();
 }
 
+function restore() {
+  const chat = state.removed;
+  state.removed = null;
+  state.chats = [...state.chats, chat].sort((a, b) => b.time - a.time);
+  saveChat(chat);
+  show(chat);
+}
+
+function keep(chat) {
+  chat.time = Date.now();
+  state.chats = [chat, ...state.chats.filter((other) => other !== chat)];
+  forgetOldest(state.chats);
+  saveChat(chat);
+}
+
+// Chats of other tabs come in; those that are in use here stay as they are.
+onOtherTab(() => {
+  const mine = new Map(state.chats.filter((chat) => chat === state.current || isBusy(chat)).map((chat) => [chat.id, chat]));
+  const theirs = loadChats();
+  state.chats = theirs.map((chat) => mine.get(chat.id) ?? chat);
+  renderChats();
+});
+
+// ---- asking
+
 function send(text) {
-  if (!state.current) {
-    state.current = { title: text.slice(0, 60), messages: [] };
-    state.chats.unshift(state.current);
-  }
-  const { messages } = state.current;
-  if (state.editing !== null) messages.length = state.editing;
+  state.removed = null;
+  if (!state.current) state.current = newChat(text);
+  const chat = state.current;
+  if (isBusy(chat)) return;
+  if (state.editing !== null) chat.messages.length = state.editing;
   state.editing = null;
   // What was never answered gives way: turns alternate.
-  if (messages.at(-1)?.role === "user") messages.pop();
-  messages.push({ role: "user", content: text });
-  if (messages.length === 1) state.current.title = text.slice(0, 60);
-  return answer();
+  if (chat.messages.at(-1)?.role === "user") chat.messages.pop();
+  chat.messages.push({ role: "user", content: text });
+  if (chat.messages.length === 1) chat.title = text.slice(0, 60);
+  answer(chat);
 }
 
 // The turns after an edited message stay until the new text is sent.
 function edit(index) {
-  if (state.controller) return;
   state.editing = index;
   write(state.current.messages[index].content);
   render();
@@ -140,55 +154,79 @@ function stopEditing() {
   render();
 }
 
-function write(text) {
-  $("prompt").value = text;
-  fit();
-}
-
 function regenerate() {
-  if (state.controller) return;
   state.current.messages.pop();
-  answer();
+  answer(state.current);
 }
 
-function dropOldest() {
-  const messages = state.current.messages;
-  messages.splice(0, Math.max(2, 2 * Math.floor(messages.length / 4)));
-  answer();
+function dropOldest(chat) {
+  chat.messages.splice(0, Math.max(2, 2 * Math.floor(chat.messages.length / 4)));
+  answer(chat);
 }
 
-async function answer() {
-  const chat = state.current;
+async function answer(chat, pauseS = 2) {
+  if (isBusy(chat)) return;
+  clearNotice(chat);
   while (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
   const request = { messages: chat.messages.map(({ role, content }) => ({ role, content })), ...settings() };
   const reply = { role: "assistant", content: [] };
-  chat.error = null;
+  const controller = new AbortController();
   chat.messages.push(reply);
-  busy(true);
-  save();
+  running.set(chat.id, controller);
+  keep(chat);
   render();
-  renderLast(reply);
   try {
-    await stream(request, { apiKey: $("api-key").value, signal: state.controller.signal }, (event) => {
+    await stream(request, { apiKey: $("api-key").value, signal: controller.signal }, (event) => {
       if (event.token !== undefined) addText(reply, event.token);
       if (event.tool) reply.content.push({ type: "python", text: event.tool.expression }, { type: "python_output", text: event.tool.output });
-      if (event.error) throw Object.assign(new Error(event.error.message), { kind: event.error.type });
-      renderLast(reply);
+      renderLast(chat);
     });
   } catch (error) {
-    if (error.name !== "AbortError") {
-      chat.error = { message: error.kind ? error.message : "The server cannot be reached.", type: error.kind, param: error.param };
-    } else if (!reply.content.length) {
-      chat.error = { message: "Stopped before the answer began.", type: "stopped" };
-    }
-    if (chat.error?.type === "http_error" && error.status === 401) openSettings(true);
+    if (error.name !== "AbortError") fail(chat, reply, error, pauseS);
+    else if (!reply.content.length) notices.set(chat.id, { message: "Stopped before the answer began.", kind: "stopped" });
   } finally {
     if (!reply.content.length) chat.messages.pop();
-    busy(false);
-    save();
-    render();
-    $("prompt").focus();
+    running.delete(chat.id);
+    if (state.chats.includes(chat)) saveChat(chat);
+    if (chat === state.current) render();
+    else renderChats();
+    if (chat === state.current && document.activeElement === document.body) $("prompt").focus();
   }
+}
+
+// What passes by itself is tried again, with longer and longer pauses, as long as nothing of the answer has come.
+function fail(chat, reply, error, pauseS) {
+  const kind = error.kind ?? "connection";
+  let message = error.kind ? error.message : "The server cannot be reached.";
+  if (error.status === 401) openSettings(true);
+  if (PASSING.has(kind) && !reply.content.length) {
+    message += " Trying again by itself.";
+    const timer = setTimeout(() => tryAgain(chat, pauseS), 1000 * Math.max(pauseS, error.retryAfter ?? 0));
+    notices.set(chat.id, { message, kind, waiting: timer });
+  } else {
+    notices.set(chat.id, { message, kind, param: error.param });
+  }
+}
+
+async function tryAgain(chat, pauseS) {
+  const notice = notices.get(chat.id);
+  const longer = Math.min(2 * pauseS, MAX_PAUSE_S);
+  if (await isReady()) {
+    if (notices.get(chat.id) === notice) answer(chat, longer);
+  } else if (notices.get(chat.id) === notice) {
+    notice.waiting = setTimeout(() => tryAgain(chat, longer), 1000 * longer);
+  }
+}
+
+function clearNotice(chat) {
+  clearTimeout(notices.get(chat.id)?.waiting);
+  notices.delete(chat.id);
+}
+
+function giveUp(chat) {
+  clearNotice(chat);
+  notices.set(chat.id, { message: "Not answered.", kind: "stopped" });
+  render();
 }
 
 // Only what a person has set: the rest is the server's choice.
@@ -203,20 +241,11 @@ function addText(reply, text) {
   else reply.content.push({ type: "text", text });
 }
 
-function renderLast(reply) {
-  const log = $("messages");
-  const following = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-  const row = renderMessage(reply, -1);
-  row.classList.add("busy");
-  log.lastElementChild.replaceWith(row);
-  if (following) log.scrollTop = log.scrollHeight;
-}
+// ---- the composer, keys and panels
 
-function busy(on) {
-  state.controller = on ? new AbortController() : null;
-  $("stop").hidden = !on;
-  $("send").hidden = on;
-  $("messages").setAttribute("aria-busy", String(on)); // a screen reader reads the answer once it is whole
+function write(text) {
+  $("prompt").value = text;
+  fit();
 }
 
 function fit() {
@@ -225,10 +254,25 @@ function fit() {
   prompt.style.height = `${prompt.scrollHeight + 2}px`;
 }
 
+function stop() {
+  if (state.current) running.get(state.current.id)?.abort();
+}
+
+function openSidebar(open) {
+  $("sidebar").classList.toggle("open", open);
+  $("toggle-sidebar").setAttribute("aria-expanded", String(open));
+}
+
+function openSettings(open) {
+  $("settings").hidden = !open;
+  $("toggle-settings").setAttribute("aria-expanded", String(open));
+  if (open) $("temperature").focus();
+}
+
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("prompt").value.trim();
-  if (!text || state.controller) return;
+  if (!text || isBusy(state.current)) return;
   write("");
   send(text);
 });
@@ -237,58 +281,69 @@ $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     $("composer").requestSubmit();
+  } else if (event.key === "ArrowUp" && !$("prompt").value && state.current && !isBusy(state.current)) {
+    const index = state.current.messages.findLastIndex((message) => message.role === "user");
+    if (index >= 0) {
+      event.preventDefault();
+      edit(index);
+    }
   }
 });
 document.addEventListener("keydown", (event) => {
+  if (event.altKey && event.key.toLowerCase() === "n") {
+    event.preventDefault();
+    $("new-chat").click();
+  }
   if (event.key !== "Escape") return;
-  if (state.controller) state.controller.abort();
+  if ($("sidebar").classList.contains("open")) {
+    openSidebar(false);
+    $("toggle-sidebar").focus();
+  } else if (isBusy(state.current)) stop();
   else stopEditing();
 });
-$("stop").addEventListener("click", () => state.controller?.abort());
-$("settings").addEventListener("submit", (event) => event.preventDefault());
-$("new-chat").addEventListener("click", () => {
-  if (state.controller) return;
-  state.current = null;
-  state.editing = null;
-  $("sidebar").classList.remove("open");
-  render();
-  $("prompt").focus();
-});
-$("toggle-sidebar").addEventListener("click", () => $("sidebar").classList.toggle("open"));
-function openSettings(open) {
-  $("settings").hidden = !open;
-  $("toggle-settings").setAttribute("aria-expanded", String(open));
-}
+$("stop").addEventListener("click", stop);
+$("cancel-edit").addEventListener("click", () => { stopEditing(); $("prompt").focus(); });
+$("new-chat").addEventListener("click", () => { show(null); $("prompt").focus(); });
+$("toggle-sidebar").addEventListener("click", () => openSidebar(!$("sidebar").classList.contains("open")));
+$("messages").addEventListener("click", () => openSidebar(false));
 $("toggle-settings").addEventListener("click", () => openSettings($("settings").hidden));
-addEventListener("pagehide", save);
-$("messages").addEventListener("click", () => $("sidebar").classList.remove("open"));
+$("settings").addEventListener("submit", (event) => event.preventDefault());
+addEventListener("pagehide", () => state.chats.filter(isBusy).forEach(saveChat));
 
-function rememberSettings() {
-  remember("settings", Object.fromEntries(Object.values(SETTINGS).map((id) => [id, $(id).value])));
-}
+// ---- settings: an empty field means the server's own value, shown in grey
 
-// An empty field means the server's own value, shown in grey.
 async function prepareSettings() {
   const kept = recall("settings") ?? {};
   for (const id of Object.values(SETTINGS)) {
     $(id).value = kept[id] ?? "";
     $(id).addEventListener("change", rememberSettings);
   }
-  try {
-    const { defaults } = await (await fetch("/stats")).json();
-    for (const [name, id] of Object.entries(SETTINGS)) $(id).placeholder = defaults[name];
-  } catch {
-    // The chat says so itself when the server is gone.
-  }
+  const facts = await serverFacts();
+  if (!facts) return; // the chat says so itself when the server is gone
+  for (const [name, id] of Object.entries(SETTINGS)) $(id).placeholder = facts.defaults[name];
+  $("model").textContent = facts.model;
 }
 
-const setTheme = (theme) => { document.documentElement.dataset.theme = theme; };
-setTheme(recall("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
-$("toggle-theme").addEventListener("click", () => {
-  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  remember("theme", document.documentElement.dataset.theme);
+function rememberSettings() {
+  remember("settings", Object.fromEntries(Object.values(SETTINGS).map((id) => [id, $(id).value])));
+}
+
+$("reset-settings").addEventListener("click", () => {
+  for (const id of Object.values(SETTINGS)) $(id).value = "";
+  rememberSettings();
 });
 
+// ---- light and dark: the system's choice until a person makes another
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const setTheme = () => { document.documentElement.dataset.theme = recall("theme") ?? (dark.matches ? "dark" : "light"); };
+dark.addEventListener("change", setTheme);
+$("toggle-theme").addEventListener("click", () => {
+  remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  setTheme();
+});
+
+setTheme();
 prepareSettings();
 state.current = state.chats[0] ?? null;
 render();

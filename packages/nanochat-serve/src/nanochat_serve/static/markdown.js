@@ -14,15 +14,20 @@ export function button(label, act, name) {
   const made = element("button", "", label);
   made.type = "button";
   if (name) made.setAttribute("aria-label", name);
-  made.addEventListener("click", () => act(made));
+  made.addEventListener("click", act);
   return made;
 }
 
-export function copyButton(text) {
-  return button("Copy", async (self) => {
-    self.textContent = (await copy(text())) ? "Copied" : "Could not copy";
-    setTimeout(() => { self.textContent = "Copy"; }, 1500);
-  });
+export function copyButton(text, name) {
+  const made = button("Copy", async () => {
+    made.removeAttribute("aria-label"); // so that what happened is read out
+    made.textContent = (await copy(text())) ? "Copied" : "Could not copy";
+    setTimeout(() => {
+      made.textContent = "Copy";
+      made.setAttribute("aria-label", name);
+    }, 1500);
+  }, name);
+  return made;
 }
 
 // A page that came over plain HTTP has no clipboard; there the old command still works.
@@ -56,24 +61,32 @@ export function renderMarkdown(text) {
 function renderCode(language, code) {
   const box = element("div", "code");
   const head = element("div", "code-head");
-  head.append(element("span", "", language || "code"), copyButton(() => code));
+  head.append(element("span", "", language || "code"), copyButton(() => code, "Copy code"));
   const pre = element("pre");
+  pre.tabIndex = 0; // long lines can be scrolled with the keyboard
   pre.append(element("code", "", code));
   box.append(head, pre);
   return box;
 }
 
-// Paragraphs, headings and lists, line by line; a list goes on as long as its lines do.
+// Paragraphs, headings, quotes and lists, line by line; a list goes on as long as its lines do.
 function appendBlocks(body, text) {
   let open = null;
   for (const line of text.split("\n")) {
     const heading = line.match(/^(#{1,6})\s+(.*)/);
+    const quote = line.match(/^>\s?(.*)/);
     const item = line.match(/^\s*(?:[-*+]|(\d{1,9})[.)])\s+(.*)/);
     if (!line.trim()) {
       open = null;
     } else if (heading) {
       body.append(withSpans(element("h3"), heading[2]));
       open = null;
+    } else if (quote) {
+      if (open?.tagName !== "BLOCKQUOTE") {
+        open = element("blockquote");
+        body.append(open);
+      } else open.append(element("br"));
+      withSpans(open, quote[1]);
     } else if (item) {
       const tag = item[1] ? "OL" : "UL";
       if (open?.tagName !== tag) {

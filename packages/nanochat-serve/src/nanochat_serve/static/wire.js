@@ -1,4 +1,4 @@
-// Talks to the server: one request, its events one by one, and errors that carry `kind`, `param` and `status`.
+// Talks to the server: one request, its events one by one, and errors that carry `kind`, `param`, `status` and `retryAfter`.
 
 export async function stream(request, { apiKey, signal }, onEvent) {
   const response = await fetch("/chat/completions", {
@@ -9,8 +9,9 @@ export async function stream(request, { apiKey, signal }, onEvent) {
   });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
-    const { message = `The server said ${response.status}.`, type = "http", param } = body.error ?? {};
-    throw Object.assign(new Error(message), { kind: type, param, status: response.status });
+    const { message = `The server said ${response.status}.`, type = "http_error", param } = body.error ?? {};
+    const retryAfter = Number(response.headers.get("Retry-After")) || null;
+    throw Object.assign(new Error(message), { kind: type, param, status: response.status, retryAfter });
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -21,10 +22,20 @@ export async function stream(request, { apiKey, signal }, onEvent) {
     const lines = buffer.split("\n\n");
     buffer = lines.pop();
     for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
+      if (!line.startsWith("data: ")) continue; // a heartbeat
       const event = JSON.parse(line.slice(6));
       if (event.done) return;
+      if (event.error) throw Object.assign(new Error(event.error.message), { kind: event.error.type });
       onEvent(event);
     }
   }
+}
+
+export async function isReady() {
+  try { return (await fetch("/ready", { cache: "no-store" })).ok; } catch { return false; }
+}
+
+// Which model answers, and what a request that leaves a setting out gets; null where the server is gone.
+export async function serverFacts() {
+  try { return await (await fetch("/stats", { cache: "no-store" })).json(); } catch { return null; }
 }

@@ -1,0 +1,248 @@
+"""Load on a chat server: clients that ask again and again (closed loop), or requests that come at a rate (open loop).
+
+uv run python benchmarks/serve_load.py                        # chat-web on a random depth-4 model, and the bare engine
+uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-args --max-requests-per-client 64
+uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests a second, whatever the server does
+uv run python benchmarks/serve_load.py --url http://127.0.0.1:8000
+
+Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import tyro
+
+MODEL = {"sequence_len": 512, "vocab_size": 4096, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
+WORDS = ["the", "small", "model", "cat", "house", "river", "seven", "green", "walks", "sings", "never", "over", "light"]
+PROMPT_WORDS = 16
+HEALTH_EVERY_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    url: str | None = None
+    """A server that runs; without one, chat-web is started on a random model of depth 4."""
+    clients: int = 32
+    """Closed loop: clients that ask again as soon as they are answered."""
+    rate: float | None = None
+    """Open loop instead: requests a second, at random moments."""
+    duration_s: float = 20.0
+    max_tokens: int = 64
+    serve_args: tuple[str, ...] = ()
+    """More flags for chat-web."""
+    bare: bool = True
+    """Whether to measure the engine without a server too."""
+
+
+@dataclass
+class Seen:
+    """What the clients saw."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    first_s: list[float] = field(default_factory=list)
+    between_s: list[float] = field(default_factory=list)
+    health_s: list[float] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
+
+
+async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random.Random, seen: Seen) -> None:
+    """One streamed answer, timed; what became of it is counted."""
+    prompt = " ".join(chance.choices(WORDS, k=PROMPT_WORDS))
+    body = {
+        "model": "any",
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": settings.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    start = last = time.perf_counter()
+    outcome = "lost"
+    try:
+        async with session.post("/v1/chat/completions", json=body) as response:
+            if response.status != 200:
+                outcome = str(response.status)
+                await response.read()
+                return
+            async for line in response.content:
+                now = time.perf_counter()
+                if b'"usage": {' in line:
+                    seen.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+                elif b'"content"' in line:
+                    (seen.first_s if last == start else seen.between_s).append(now - last)
+                    last = now
+                elif line == b"data: [DONE]\n":
+                    outcome = "200"
+                elif b'"error"' in line:
+                    outcome = "error event"
+    except (aiohttp.ClientError, TimeoutError):
+        pass
+    finally:
+        seen.statuses[outcome] += 1
+
+
+async def closed_loop(session: aiohttp.ClientSession, settings: Settings, seen: Seen) -> None:
+    """Every client asks until the time is over; a refused one waits for a moment, as it was told."""
+    end = time.perf_counter() + settings.duration_s
+
+    async def client(index: int) -> None:
+        chance = random.Random(index)
+        while time.perf_counter() < end:
+            refused = seen.statuses["429"]
+            await ask(session, settings, chance, seen)
+            if seen.statuses["429"] > refused:
+                await asyncio.sleep(chance.random() * 2)
+
+    await asyncio.gather(*(client(index) for index in range(settings.clients)))
+
+
+async def open_loop(session: aiohttp.ClientSession, settings: Settings, rate: float, seen: Seen) -> None:
+    """Requests at the times of a Poisson process."""
+    chance, end, asked = random.Random(0), time.perf_counter() + settings.duration_s, []
+    while time.perf_counter() < end:
+        asked.append(asyncio.create_task(ask(session, settings, chance, seen)))
+        await asyncio.sleep(chance.expovariate(rate))
+    await asyncio.gather(*asked)
+
+
+async def watch(session: aiohttp.ClientSession, seen: Seen, pids: Sequence[int]) -> None:
+    """Asks for the server's health and looks at its memory until it is cancelled."""
+    next_look = 0.0
+    while True:
+        start = time.perf_counter()
+        async with session.get("/health") as response:
+            await response.read()
+        seen.health_s.append(time.perf_counter() - start)
+        if pids and start > next_look:
+            seen.memory_mb.append(sum(map(resident_mb, pids)))
+            next_look = start + 5
+        await asyncio.sleep(HEALTH_EVERY_S)
+
+
+async def load(url: str, settings: Settings, pids: Sequence[int]) -> tuple[Seen, float]:
+    """What was seen, and in how many seconds. A few requests go before, which are not counted."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=900)) as session:
+        await asyncio.gather(
+            *(ask(session, settings, random.Random(i), Seen()) for i in range(min(settings.clients, 32)))
+        )
+        seen, start = Seen(), time.perf_counter()
+        watching = asyncio.create_task(watch(session, seen, pids))
+        if settings.rate is None:
+            await closed_loop(session, settings, seen)
+        else:
+            await open_loop(session, settings, settings.rate, seen)
+        took_s = time.perf_counter() - start
+        watching.cancel()
+        return seen, took_s
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process; 0 once it has gone."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def save_random_model(base: Path) -> Path:
+    """A checkpoint of a random model, with a tokenizer of its vocabulary."""
+    from nanochat_model import GPT, GPTConfig, save_model
+    from nanochat_tokenizer import train_tokenizer
+    from nanochat_train import save_checkpoint
+
+    chance = random.Random(0)
+    made_up = ("".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(60_000))
+    tokenizer = train_tokenizer([" ".join(WORDS), " ".join(made_up)], vocab_size=MODEL["vocab_size"])
+    model = GPT(GPTConfig(**MODEL, window_pattern="L"))
+    model.init_weights(0)
+    writers = [lambda path: save_model(model, path), lambda path: tokenizer.save(path / "tokenizer")]
+    return save_checkpoint(base / "chatsft_checkpoints" / "d4", 1, writers=writers, meta={"stage": "random"})
+
+
+def measure_engine(checkpoint: Path, num_rows: int, max_tokens: int) -> float:
+    """Tokens a second of the engine alone with as many rows, the best of three rounds."""
+    import nanochat_engine
+
+    engine = nanochat_engine.load(checkpoint)
+    chance, rates = random.Random(0), []
+    for _ in range(3):
+        prompts = [engine.tokenizer.encode(" ".join(chance.choices(WORDS, k=PROMPT_WORDS))) for _ in range(num_rows)]
+        start = time.perf_counter()
+        done = engine.complete_batch(
+            prompts, max_tokens=max_tokens, temperature=0.8, top_k=50, max_rows=max(num_rows, 1)
+        )
+        rates.append(sum(len(samples[0].token_ids) for samples in done) / (time.perf_counter() - start))
+    return max(rates)
+
+
+@contextmanager
+def chat_web(base: Path, args: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """A server of its own: its URL, and the processes that it consists of."""
+    command = [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--host", "127.0.0.1", "--port", "0", *args]
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = ""
+        for line in process.stdout:
+            url = line.split("open ")[1].strip() if "open http" in line else url
+            if line.startswith("ready"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        yield url, [process.pid, *map(int, children.read_text().split() if children.exists() else [])]
+        process.terminate()
+
+
+def share(values: Sequence[float], of: float) -> float:
+    """A quantile in milliseconds; 0 where nothing was measured."""
+    return round(1000 * sorted(values)[min(int(of * len(values)), len(values) - 1)], 1) if values else 0.0
+
+
+def main(settings: Settings) -> None:
+    with ExitStack() as stack:
+        row: dict[str, object] = {"clients": settings.clients, "rate": settings.rate, "max_tokens": settings.max_tokens}
+        url, pids = settings.url, []
+        if url is None:
+            base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            checkpoint = save_random_model(base)
+            if settings.bare:
+                row["bare_engine_tok_s"] = round(
+                    measure_engine(checkpoint, min(settings.clients, 32), settings.max_tokens)
+                )
+            url, pids = stack.enter_context(chat_web(base, settings.serve_args))
+        seen, took_s = asyncio.run(load(url, settings, pids))
+        row |= {
+            "seconds": round(took_s, 1),
+            "outcomes": dict(seen.statuses),
+            "tok_s": round(seen.tokens / took_s),
+            "ttft_p50_ms": share(seen.first_s, 0.5),
+            "ttft_p99_ms": share(seen.first_s, 0.99),
+            "between_p50_ms": share(seen.between_s, 0.5),
+            "between_p99_ms": share(seen.between_s, 0.99),
+            "health_p50_ms": share(seen.health_s, 0.5),
+            "health_p99_ms": share(seen.health_s, 0.99),
+            "memory_mb": [round(seen.memory_mb[0]), round(seen.memory_mb[-1])] if seen.memory_mb else [],
+        }
+        if "bare_engine_tok_s" in row:
+            row["share_of_bare_engine"] = round(seen.tokens / took_s / float(str(row["bare_engine_tok_s"])), 2)
+    for name, value in row.items():
+        print(f"{name:>22}  {value}")
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
