@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from nanochat_data.tasks import ARC, MMLU, HumanEval, SmolTalk, TaskOptions, make_task
-from nanochat_data.tasks.humaneval import extract_program, leading_imports, test_program
+from nanochat_data.tasks.humaneval import extract_program, leading_imports
 from nanochat_data.testing import check_task
 
 REAL_DATA = Path(os.environ.get("NANOCHAT_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
@@ -119,12 +119,23 @@ def test_humaneval_runs_the_program_of_the_answer(tmp_path, completion, right):
     assert task.evaluate(task[0], completion) is right
 
 
-def test_the_tested_program_is_imports_answer_tests_and_call(tmp_path):
-    task = HumanEval(folder=write_rows(tmp_path / "test.jsonl", PROBLEM))
-    imports = "import math\nfrom typing import List"
-    assert test_program(task[0], "x") == f"{imports}\n\nx\n\n{PROBLEM['test']}\ncheck(twice)"
+def test_the_tested_program_is_the_prompts_imports_and_the_answer():
     assert leading_imports("# note\nimport a\n\ndef f():\n    import b") == "import a"
+    assert leading_imports(PROBLEM["prompt"]) == "import math\nfrom typing import List"
     assert extract_program("  x  ") == "x"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "class Yes(int):\n    def __eq__(self, other): return True\ndef twice(x): return Yes()",
+        "import math\nmath.floor = lambda x: 2\ndef twice(x): return 4",
+        "def check(candidate): pass\ndef twice(x): return 0",
+    ],
+)
+def test_an_answer_cannot_reach_what_judges_it(tmp_path, completion):
+    task = HumanEval(folder=write_rows(tmp_path / "test.jsonl", PROBLEM))
+    assert task.evaluate(task[0], completion) is False
 
 
 @needs_real_data
@@ -140,7 +151,7 @@ def test_real_sets_are_read_whole():
 @pytest.mark.slow
 def test_humanevals_own_solutions_pass_and_broken_ones_do_not():
     task = HumanEval(mirror=REAL_DATA)
-    for conversation in task[:60]:
+    for conversation in task:
         prompt, solution = (message["content"] for message in conversation["messages"])
         assert task.evaluate(conversation, f"```python\n{solution}\n```"), prompt
         assert not task.evaluate(conversation, prompt + "    raise NotImplementedError")

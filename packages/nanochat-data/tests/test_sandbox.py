@@ -112,8 +112,77 @@ ESCAPES = {
     "namespaces": "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) != 0: raise OSError",
     "raw fork": "import ctypes\nif ctypes.CDLL(None).syscall(57) < 0: raise OSError",
     "raw clone": "import ctypes\nif ctypes.CDLL(None).syscall(56, 17, 0, 0, 0, 0) < 0: raise OSError",
+    "raw fork by its other number": "import ctypes\nif ctypes.CDLL(None).syscall(0x40000000 + 57) < 0: raise OSError",
+    "raw execve by its other number": "import ctypes\nif ctypes.CDLL(None).syscall(0x40000000 + 520, b'/bin/true', 0, 0) < 0: raise OSError",
+    "raw vfork": "import ctypes\nif ctypes.CDLL(None).syscall(58) < 0: raise OSError",
+    "raw clone3": "import ctypes\nif ctypes.CDLL(None).syscall(435, 0, 0) < 0: raise OSError",
+    "raw socket": "import ctypes\nif ctypes.CDLL(None).syscall(41, 2, 1, 0) < 0: raise OSError",
+    "reading the parent's memory": "import os; open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+    "the parent's open files": "import os; os.listdir(f'/proc/{os.getppid()}/fd')",
+    "raising its own limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "memory file": "import os; os.memfd_create('x')",
 }
+
+
+FORGERIES = {
+    "always equal": "class Yes:\n    def __eq__(self, other): return True\ndef twice(x): return Yes()",
+    "a number that is always equal": "class Yes(int):\n    def __eq__(self, other): return True\ndef twice(x): return Yes()",
+    "patching assert's error": "import builtins\nbuiltins.AssertionError = SystemExit\ndef twice(x): return 0",
+    "patching the checker": "import sys\ndef twice(x):\n    sys._getframe(1).f_globals['check'] = print\n    return 0",
+    "patching the caller": "import sys\nsys.modules['__main__'].serve = print\ndef twice(x): return 0",
+    "patching the echo": "import os\nreal = os.write\nos.write = lambda fd, data: real(1, data)\ndef twice(x): return 0",
+    "echoing the word itself": "import os\nword = os.read(0, 64)\nfor fd in range(64):\n    try: os.write(fd, word)\n    except OSError: pass\nos._exit(0)",
+    "leaving when called": "import os\ndef twice(x): os._exit(0)",
+    "raising SystemExit when called": "def twice(x): raise SystemExit(0)",
+    "never answering": "def twice(x):\n    while True: pass",
+    "answering before it is asked": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'[4, null, null]\\n' * 9)\n    except OSError: pass",
+    "answering without end": "import os\nwhile True:\n    for fd in range(3, 64):\n        try: os.write(fd, b'[' * 60000)\n        except OSError: pass",
+    "answering with deep nesting": "def twice(x):\n    y = 4\n    for _ in range(10**5): y = [y]\n    return y",
+    "answering with a type": "def twice(x): return int",
+    "calling back": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'[{\"exec\": []}, null, null]\\n')\n    except OSError: pass",
+    "raising what is no error": "class KeyboardInterrupt(Exception): pass\ndef twice(x): raise KeyboardInterrupt",
+    "defining the tests": "def check(candidate): pass\ndef twice(x): return 0",
+    "nothing": "",
+}
+TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 6\ncheck(twice)"
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_tests_cannot_be_fooled(name):
+    assert not sandbox.run_tests(FORGERIES[name], TESTS, QUICK).passed
+
+
+def test_tests_get_copies_of_arguments_results_and_errors():
+    program = """
+from collections import Counter
+def same(x, *, more=None): return x if more is None else (x, more)
+def count(text): return Counter(text)
+def fail(): raise ZeroDivisionError('no')
+def change(x): x.append(1); return x
+"""
+    tests = """
+import math
+for value in (None, True, 3, 10**40, -1.5, math.inf, 'é\\n', [1, (2, [3])], {1: {'a': (1,)}}, {1, 2}, frozenset('a'), (), {(1, 2): [True]}):
+    got = same(value)
+    assert got == value and type(got) is type(value), (got, value)
+assert same(1, more=[2]) == (1, [2])
+assert count('aab') == {'a': 2, 'b': 1}
+given = []
+assert change(given) == [1] and given == []
+try:
+    fail()
+except ZeroDivisionError as error:
+    assert str(error) == 'no'
+else:
+    assert False
+"""
+    assert sandbox.run_tests(program, tests) == sandbox.Result(outcome="passed")
+
+
+def test_a_program_that_cannot_start_says_why():
+    assert "SyntaxError" in sandbox.run_tests("def f(:", TESTS).error
+    assert "NameError" in sandbox.run_tests("x = y", TESTS).error
+    assert "AssertionError" in sandbox.run_tests("def twice(x): return 3", TESTS).error
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -168,4 +237,4 @@ def test_nothing_is_left_behind():
 
 
 def test_there_are_enough_hostile_programs():
-    assert sum(map(len, (WRONG, ENDLESS, GREEDY, ESCAPES))) >= 60
+    assert sum(map(len, (WRONG, ENDLESS, GREEDY, ESCAPES, FORGERIES))) >= 100

@@ -38,20 +38,12 @@ class HumanEval(Task):
         return {**conversation, **tests}  # type: ignore[typeddict-item]
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Whether the program in the completion passes the problem's tests."""
-        return sandbox.run(test_program(conversation, completion), self._limits).passed
-
-
-def test_program(conversation: Conversation, completion: str) -> str:
-    """The prompt's imports, the completion's program, the tests, and the call that runs them."""
-    prompt = conversation["messages"][0]["content"]
-    assert isinstance(prompt, str)
-    item: dict[str, str] = dict(conversation)  # type: ignore[arg-type]
-    imports = leading_imports(prompt)
-    return f"{imports}\n\n{extract_program(completion)}\n\n{item['test']}\ncheck({item['entry_point']})"
-
-
-test_program.__test__ = False  # type: ignore[attr-defined]  # for pytest it looks like a test
+        """Whether the program in the completion passes the problem's tests, which run where it cannot reach them."""
+        imports = leading_imports(str(conversation["messages"][0]["content"]))
+        item: dict[str, str] = dict(conversation)  # type: ignore[arg-type]
+        program = f"{imports}\n\n{extract_program(completion)}"
+        tests = f"{imports}\n\n{item['test']}\ncheck({item['entry_point']})"
+        return sandbox.run_tests(program, tests, self._limits).passed
 
 
 def leading_imports(prompt: str) -> str:

@@ -3,20 +3,22 @@
 The child gets a scrubbed environment, an empty folder, and limits on time, memory, files and output. On Linux the kernel also
 denies it new processes, signals, tracing and the network (seccomp), and all files but the interpreter's and its folder
 (Landlock). `protection()` says which of these hold here. Success is a word that the child must echo and that it is only
-given after the program has ended: leaving early, whatever the exit status, is a failure.
+given after the program has ended: leaving early, whatever the exit status, is a failure. A program may still lie about itself,
+so `run_tests` keeps the tests in another such process, which the program answers with plain values and cannot reach or read.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,54 +60,109 @@ def protection() -> dict[str, bool]:
 
 
 def run(program: str, limits: Limits | None = None) -> Result:
-    """Runs a Python program to its end or a limit; whatever it started is killed with it."""
+    """Runs a Python program to its end or a limit; whatever it started is killed with it.
+
+    That it passed is, in the end, what the program says itself; what must not be forged is judged by `run_tests`.
+    """
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True) as folder:
-        word = secrets.token_hex(16)
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", str(Path(sandbox_child.__file__).resolve()), folder]
-            + [str(value) for value in (int(limits.seconds) + 1, limits.memory_bytes, limits.file_bytes)],
+    with _Child("run", program, limits) as child:
+        return _watch(child, [child], limits)
+
+
+def run_tests(program: str, tests: str, limits: Limits | None = None) -> Result:
+    """Runs tests that call functions of a program, each in a process of its own.
+
+    Arguments and results are copied from one to the other: numbers, texts, None, and lists, tuples, dicts and sets of them.
+    """
+    limits = limits or Limits()
+    with ExitStack() as stack:
+        (calls, call), (answers, answer) = os.pipe(), os.pipe()
+        try:
+            server = stack.enter_context(_Child("serve", program, limits, pipes=(calls, answer)))
+            tester = stack.enter_context(_Child("test", tests, limits, pipes=(answers, call)))
+        finally:  # the children have theirs; an end of file must reach them when one of them ends
+            for descriptor in (calls, call, answers, answer):
+                os.close(descriptor)
+        result = _watch(tester, [tester, server], limits)
+        if result.outcome == "failed" and server.ended_badly():
+            return Result(outcome="failed", error=server.last_error())
+        return result
+
+
+class _Child:
+    """A process of `sandbox_child` in an empty folder, its input and output tended by threads; killed on leaving."""
+
+    def __init__(self, role: str, program: str, limits: Limits, *, pipes: tuple[int, ...] = ()) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
+        self.word = secrets.token_hex(16).encode()
+        self.echoed, self.errors = bytearray(), bytearray()
+        values = (int(limits.seconds) + 1, limits.memory_bytes, limits.file_bytes, role, *pipes)
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-X", "utf8", str(Path(sandbox_child.__file__).resolve()), self._folder.name]
+            + [str(value) for value in values],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=folder,
-            env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
+            cwd=self._folder.name,
+            env={
+                "PATH": os.defpath,
+                "HOME": self._folder.name,
+                "TMPDIR": self._folder.name,
+                "LANG": "C.UTF-8",
+                "OMP_NUM_THREADS": "1",
+            },
+            pass_fds=pipes,
             start_new_session=True,
         )
+        # The word follows the program in the pipe, where the child leaves it until the program has ended.
+        code = program.encode("utf-8", "surrogatepass")
+        message = len(code).to_bytes(8, "big") + code + self.word
+        self._readers = [
+            threading.Thread(target=_read, args=(self.process.stdout, self.echoed), daemon=True),
+            threading.Thread(target=_read, args=(self.process.stderr, self.errors), daemon=True),
+        ]
+        for thread in (*self._readers, threading.Thread(target=_write, args=(self.process, message), daemon=True)):
+            thread.start()
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _kill(self.process)
+        self._folder.cleanup()
+
+    def join_readers(self) -> None:
+        for thread in self._readers:
+            thread.join(timeout=1.0)
+
+    def ended_badly(self) -> bool:
+        """Whether it stopped with an error of its own; waits a moment, for it may be about to."""
         try:
-            return _watch(child, program.encode("utf-8", "surrogatepass"), word, Path(folder), limits)
-        finally:
-            _kill(child)
+            return self.process.wait(timeout=0.2) != 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def last_error(self) -> str:
+        self.join_readers()
+        lines = bytes(self.errors).decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
 
-def _watch(child: subprocess.Popen[bytes], program: bytes, word: str, folder: Path, limits: Limits) -> Result:
-    echoed, errors = bytearray(), bytearray()
-    assert child.stdin
-    assert child.stdout
-    assert child.stderr
-    readers = [
-        threading.Thread(target=_read, args=(child.stdout, echoed), daemon=True),
-        threading.Thread(target=_read, args=(child.stderr, errors), daemon=True),
-    ]
-    # The word follows the program in the pipe, where the child leaves it until the program has ended.
-    message = len(program).to_bytes(8, "big") + program + word.encode()
-    readers.append(threading.Thread(target=_write, args=(child, message), daemon=True))
-    for thread in readers:
-        thread.start()
+def _watch(judged: _Child, children: Sequence[_Child], limits: Limits) -> Result:
+    """Waits for the one that is judged, while none of them takes more than it may."""
     deadline = time.monotonic() + limits.seconds
-    while child.poll() is None:
+    while judged.process.poll() is None:
         if time.monotonic() > deadline:
             return Result(outcome="timed out")
-        if _folder_bytes(folder) > limits.folder_bytes:
+        if any(_folder_bytes(child.folder) > limits.folder_bytes for child in children):
             return Result(outcome="too much written")
         time.sleep(POLL_S)
-    for thread in readers[:2]:
-        thread.join(timeout=1.0)
-    if child.returncode == -signal.SIGXCPU:
+    judged.join_readers()
+    if any(child.process.poll() == -signal.SIGXCPU for child in children):
         return Result(outcome="timed out")
-    lines = bytes(errors).decode("utf-8", "replace").strip().splitlines()
-    passed = child.returncode == 0 and bytes(echoed) == word.encode()
-    return Result(outcome="passed" if passed else "failed", error=lines[-1] if lines and not passed else "")
+    passed = judged.process.returncode == 0 and bytes(judged.echoed) == judged.word
+    return Result(outcome="passed" if passed else "failed", error="" if passed else judged.last_error())
 
 
 def _read(stream, into: bytearray) -> None:  # type: ignore[no-untyped-def]
@@ -151,8 +208,3 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
                 stream.close()
             except OSError:
                 continue
-
-
-def remove(folder: Path) -> None:
-    """Also where the program took away its own permissions."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,25 @@
 """The child's side of the sandbox: gives up its rights, runs the program, then echoes the word that follows it.
 
-Run as a script, with nothing but the standard library: sandbox_child.py FOLDER CPU_SECONDS MEMORY_BYTES FILE_BYTES.
+Run as a script, with nothing but the standard library:
+
+    sandbox_child.py FOLDER CPU_SECONDS MEMORY_BYTES FILE_BYTES run
+    sandbox_child.py FOLDER CPU_SECONDS MEMORY_BYTES FILE_BYTES serve | test READ_DESCRIPTOR WRITE_DESCRIPTOR
+
+`serve` runs the program and then answers calls of its functions; `test` runs tests in which a name that they do not define
+stands for the function of that name over there.
 """
 
 from __future__ import annotations
 
+import builtins
 import ctypes
+import io
+import json
 import os
 import platform
 import struct
 import sys
+from typing import Any
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_GET_SECCOMP, PR_SET_DUMPABLE = 38, 22, 21, 4
 LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 444, 445, 446
@@ -38,7 +48,13 @@ CLONE = {"x86_64": (56, 435), "aarch64": (220, 435)}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 EPERM, ENOSYS = 1, 38
 CLONE_THREAD = 0x00010000
+X32_BIT = 0x40000000
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
+
+
+CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (list, tuple, dict, set, frozenset)}
+"""What may be handed from process to process besides numbers, texts and None."""
+MAX_LINE_BYTES = 16 << 20
 
 
 def libc() -> ctypes.CDLL:
@@ -67,6 +83,8 @@ def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> Non
     ):
         if not (name == "RLIMIT_AS" and sys.platform == "darwin"):
             resource.setrlimit(getattr(resource, name), (value, value))
+    if not has_seccomp():  # then a limit must do, which on Linux counts threads, too
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def restrict_files(folder: str) -> None:
@@ -110,6 +128,8 @@ def restrict_calls() -> None:
         statement(answer, SECCOMP_RET_KILL),
         statement(load, 0),  # number of the call
     ]
+    if machine == "x86_64":  # its second set of numbers for the same calls (x32)
+        program += [struct.pack("HBBI", 0x35, 0, 1, X32_BIT), statement(answer, SECCOMP_RET_ERRNO | ENOSYS)]
     for number in DENIED[machine].values():
         program += [jump_if_equal(number, 0, 1), statement(answer, SECCOMP_RET_ERRNO | EPERM)]
     program += [
@@ -129,6 +149,78 @@ def restrict_calls() -> None:
         raise OSError(ctypes.get_errno(), "seccomp was refused")
 
 
+def encode(value: Any) -> Any:
+    """A value as JSON that tells lists from tuples; of a subclass, the plain value. Raises `TypeError` for other things."""
+    if value is None or isinstance(value, (bool, str)):
+        return value if value is None or isinstance(value, bool) else str(value)
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
+    for kind in CONTAINERS:
+        if isinstance(value, CONTAINERS[kind]):
+            parts: Any = value.items() if isinstance(value, dict) else value
+            return {kind: [encode(part) for part in parts]}
+    raise TypeError(f"a {type(value).__name__} cannot be handed over")
+
+
+def decode(value: Any) -> Any:
+    """What `encode` was given."""
+    if not isinstance(value, dict):
+        return value
+    [(kind, parts)] = value.items()
+    return CONTAINERS[kind](decode(part) for part in parts)
+
+
+class Names(dict[str, Any]):
+    """The tests' names; one that is neither theirs nor built in is asked for over there."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__({"__name__": "__main__", "__builtins__": builtins})
+        self._calls = calls
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return lambda *args, **kwargs: self._calls.call(name, args, kwargs)
+
+
+class Calls:
+    """The tests' end of the pipes."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader = io.BufferedReader(io.FileIO(reader), 65536)
+        self._writer = writer
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        write_line(self._writer, [name, encode(args), encode(kwargs)])
+        line = self._reader.readline(MAX_LINE_BYTES)
+        if not line.endswith(b"\n"):
+            raise RuntimeError("the program has ended, or its answer is too long")
+        result, error, message = json.loads(line)
+        if error is not None:
+            kind = getattr(builtins, str(error), None)
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                kind = RuntimeError
+            raise kind(message)
+        return decode(result)
+
+
+def serve(names: dict[str, Any], reader: int, writer: int) -> None:
+    """The program's end: calls its functions until there are no more calls."""
+    for line in io.BufferedReader(io.FileIO(reader), 65536):
+        name, args, kwargs = json.loads(line)
+        try:
+            answer = [encode(names[name](*decode(args), **decode(kwargs))), None, None]
+        except Exception as error:
+            answer = [None, type(error).__name__, str(error)[:1000]]
+        write_line(writer, answer)
+
+
+def write_line(descriptor: int, value: object) -> None:
+    data = json.dumps(value).encode() + b"\n"
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 def read_exactly(count: int) -> bytes:
     """From the pipe, without a buffer that would read ahead."""
     data = b""
@@ -142,6 +234,7 @@ def read_exactly(count: int) -> bytes:
 
 def main() -> None:
     folder, cpu_seconds, memory_bytes, file_bytes = sys.argv[1], *map(int, sys.argv[2:5])
+    role, pipes = sys.argv[5], list(map(int, sys.argv[6:]))
     program = read_exactly(int.from_bytes(read_exactly(8), "big"))
     echo = os.dup(1)
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -153,7 +246,11 @@ def main() -> None:
         restrict_files(folder)
         restrict_calls()
     code = compile(program, "<program>", "exec")
-    exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
+    names = Names(Calls(*pipes)) if role == "test" else {"__name__": "__main__", "__builtins__": builtins}
+    exec(code, names)
+    if role == "serve":
+        serve(names, *pipes)
+        os._exit(0)
     os.write(echo, os.read(0, 64))
     os._exit(0)
 
