@@ -16,12 +16,15 @@ import tyro
 
 from nanochat_apps import cli, paths
 from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype
+from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
     import torch
     from nanochat_serve import ServerSettings
 
     from nanochat_apps.chat_backend import LoadingBackend
+
+DEFAULTS = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 
 DRAIN_S = 30.0
 """How long answers in progress may go on after the server was told to stop."""
@@ -35,12 +38,14 @@ class Settings:
     """Replicas of the model, one a GPU; more than one needs CUDA."""
     source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
-    """0 always takes the likeliest token."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Likeliest tokens to choose from; 0: all."""
-    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
-    """Tokens of an answer at most."""
+    checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
+    """Directory of a bundle or a checkpoint, wherever it is; instead of source, tag and step."""
+    temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
+    """0 always takes the likeliest token. Default: the bundle's, else 0.8."""
+    top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
+    """Tokens of an answer at most. Default: the bundle's, else 512."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -59,9 +64,10 @@ class Settings:
     def __post_init__(self) -> None:
         limits = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
         for field, (low, high) in {**limits, "temperature": (0, 2)}.items():
-            if not low <= getattr(self, field) <= high:
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:
                 flag = field.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, field)} must be between {low} and {high}")
+                raise ValueError(f"--{flag} {value} must be between {low} and {high}")
 
 
 def serve(settings: Settings) -> int:
@@ -69,7 +75,8 @@ def serve(settings: Settings) -> int:
 
     The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded.
     """
-    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
     api_key = read_api_key(settings.api_key_file)
     with open_socket(settings.host, settings.port) as listener:
         from nanochat_serve import ServerSettings
@@ -84,7 +91,7 @@ def serve(settings: Settings) -> int:
             devices=[str(device) for device in devices],
         )
         server_settings = ServerSettings(
-            temperature=settings.temperature, top_k=settings.top_k, max_tokens=settings.max_tokens, api_key=api_key
+            temperature=sampling.temperature, top_k=sampling.top_k, max_tokens=sampling.max_tokens, api_key=api_key
         )
         asyncio.run(run_server(backend, server_settings, listener))
     return 0
