@@ -6,17 +6,21 @@ import contextlib
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from nanochat_apps import cli, paths
 from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype
+from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
     from nanochat_engine import Engine
 
     from nanochat_apps.answers import Call
+
+DEFAULTS = Sampling(temperature=0.6, top_k=50, max_tokens=256)
 
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
     range(127, 160), 65533
@@ -39,12 +43,14 @@ class Settings:
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
     """Step of the model; the last if not given."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.6
-    """0 always takes the likeliest token."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Likeliest tokens to choose from; 0: all."""
-    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 256
-    """Tokens of an answer at most."""
+    checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
+    """Directory of a bundle or a checkpoint, wherever it is; instead of tag and step."""
+    temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
+    """0 always takes the likeliest token. Default: the bundle's, else 0.6."""
+    top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
+    """Tokens of an answer at most. Default: the bundle's, else 256."""
     seed: int = 42
     """Equal seeds give equal conversations."""
     device_type: DeviceType = "auto"
@@ -53,11 +59,11 @@ class Settings:
     """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 2:
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
             raise ValueError(f"--temperature {self.temperature} must be between 0 and 2")
-        if self.top_k < 0:
+        if self.top_k is not None and self.top_k < 0:
             raise ValueError(f"--top-k {self.top_k} must be at least 0 (0: all tokens)")
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"--max-tokens {self.max_tokens} must be at least 1")
 
 
@@ -67,6 +73,7 @@ class Chat:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        self._sampling = choose_sampling(settings, settings.checkpoint, otherwise=DEFAULTS)
         # One for the whole conversation: each turn reads only what was not said before.
         self._batcher = engine.batcher(max_rows=1, prefix_budget_bytes=PREFIX_BYTES)
         self.messages: list[dict[str, Any]] = []
@@ -86,7 +93,7 @@ class Chat:
 
         from nanochat_apps.answers import AnswerReader
 
-        tokenizer, limits = self._engine.tokenizer, self._settings
+        tokenizer, limits, settings = self._engine.tokenizer, self._sampling, self._settings
         assert isinstance(tokenizer, Tokenizer)
         reader = AnswerReader(tokenizer, SPECIAL_TOKENS)
         batcher = self._batcher
@@ -96,7 +103,7 @@ class Chat:
                 max_tokens=limits.max_tokens,
                 temperature=limits.temperature,
                 top_k=limits.top_k,
-                seed=limits.seed + self._num_turns,
+                seed=settings.seed + self._num_turns,
             )
         )
         self._num_turns += 1
@@ -111,7 +118,7 @@ class Chat:
         finally:
             if batcher.cancel(request_id):  # closed before the end
                 batcher.step()
-            if reader.parts and limits.source != "base":
+            if reader.parts and settings.source != "base":
                 self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
 
     def _prompt(self, tokenizer: Any, text: str) -> list[int]:
@@ -130,7 +137,7 @@ class Chat:
 
 def chat(settings: Settings) -> int:
     """Answers `--prompt`, or whatever is typed until the person leaves."""
-    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     for stream in (sys.stdin, sys.stdout):
         with contextlib.suppress(AttributeError):  # a stream that someone put in their place
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -18,10 +18,13 @@ import tyro
 
 from nanochat_apps import cli, paths
 from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype
+from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
     import torch
     from nanochat_serve import ServerSettings, WorkerPool
+
+DEFAULTS = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +35,14 @@ class Settings:
     """Replicas of the model, one a GPU; more than one needs CUDA."""
     source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
-    """0 always takes the likeliest token."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Likeliest tokens to choose from; 0: all."""
-    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
-    """Tokens of an answer at most."""
+    checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
+    """Directory of a bundle or a checkpoint, wherever it is; instead of source, tag and step."""
+    temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
+    """0 always takes the likeliest token. Default: the bundle's, else 0.8."""
+    top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
+    """Tokens of an answer at most. Default: the bundle's, else 512."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -76,9 +81,10 @@ class Settings:
         rows = dict.fromkeys(("max_rows", "max_requests", "max_requests_per_client"), (1, 100_000))
         seconds = {"queue_timeout_s": (0.1, 86_400), "request_timeout_s": (0.1, 86_400), "drain_s": (0, 86_400)}
         for field, (low, high) in {**counts, **rows, **seconds, "temperature": (0, 2)}.items():
-            if not low <= getattr(self, field) <= high:
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:
                 flag = field.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, field)} must be between {low} and {high}")
+                raise ValueError(f"--{flag} {value} must be between {low} and {high}")
         if any("://" not in origin and origin != "*" for origin in self.cors_origin):
             raise ValueError(f"--cors-origin {' '.join(self.cors_origin)}: an origin looks like https://app.example")
 
@@ -89,7 +95,8 @@ def serve(settings: Settings) -> int:
     The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded. The model
     runs in processes of its own, one a device, which are started again when they die.
     """
-    checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
     api_key = read_api_key(settings.api_key_file)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     allow_many_connections()
@@ -109,9 +116,9 @@ def serve(settings: Settings) -> int:
             },
         )
         server_settings = ServerSettings(
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            max_tokens=settings.max_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
             max_requests=settings.max_requests * len(devices),
             max_requests_per_client=settings.max_requests_per_client,
             queue_timeout_s=settings.queue_timeout_s,

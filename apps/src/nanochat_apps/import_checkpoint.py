@@ -37,7 +37,7 @@ def import_checkpoints(settings: Settings) -> int:
     """Imports what the settings name and says where it went."""
     if not settings.directory.is_dir():
         raise cli.UsageError(f"{settings.directory} is not a directory")
-    made = from_nanochat(settings)
+    made = from_nanochat(settings) if settings.origin == "nanochat" else from_transformers(settings)
     for source, directory in made:
         print(f"{source}: {directory}")
     [*_, (source, directory)] = made
@@ -68,6 +68,29 @@ def from_nanochat(settings: Settings) -> list[tuple[paths.Source, Path]]:
         meta = {**nanochat_files.our_meta(theirs), "imported_from": "nanochat"}
         made.append((source, save(model, tokenizer, source=source, tag=tag, step=step, meta=meta)))
     return made
+
+
+def from_transformers(settings: Settings) -> list[tuple[paths.Source, Path]]:
+    """A model of transformers, compared with transformers on the spot, as a checkpoint of ours."""
+    import torch
+    from nanochat_model import load_model
+    from nanochat_tokenizer.convert import from_transformers as read_tokenizer
+
+    from nanochat_apps.nanochat_files import our_meta
+    from nanochat_apps.parity import check_transformers
+
+    tokenizer = read_tokenizer(settings.directory)
+    model = load_model(settings.directory)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"{settings.directory}: the model has {model.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}"
+        )
+    compared = load_model(settings.directory, dtype=torch.float32).eval()
+    difference = check_transformers(settings.directory, compared, tokenizer)
+    print(f"the same ids as in transformers, and logits within {difference:.1e}")
+    source, tag = settings.source or "sft", settings.model_tag or f"d{model.config.n_layer}"
+    meta = {**our_meta({}), "imported_from": "transformers"}
+    return [(source, save(model, tokenizer, source=source, tag=tag, step=settings.step or 0, meta=meta))]
 
 
 def save(model: GPT, tokenizer: Tokenizer, *, source: paths.Source, tag: str, step: int, meta: dict[str, Any]) -> Path:

@@ -1,0 +1,140 @@
+"""Tests the packages as strangers get them: built without workspace sources, each alone in a fresh environment.
+
+    uv run python scripts/check_published.py                                  # every package, newest dependencies
+    uv run python scripts/check_published.py --resolution lowest -p nanochat-model
+    uv run python scripts/check_published.py --build-only
+
+Wheel and sdist are built, the wheel (made from the sdist) is installed with its extras and test dependencies, the tests come
+from the sdist. With `--resolution lowest`, direct dependencies have the lowest version allowed, siblings included: of those
+the oldest allowed release is built from its tag, or what is here while there is no such tag. Needs the network, and for the
+packages that need torch several gigabytes of disk and as many minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+sys.path.insert(0, str(Path(__file__).parent))
+from release import ROOT, Package, packages
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
+    subprocess.run([str(part) for part in command], cwd=cwd, env=env, check=True)
+
+
+def build(directory: Path, dist: Path) -> None:
+    """An sdist, and from it a wheel, as a package index would get them."""
+    run("uv", "build", "--quiet", "--no-sources", "--out-dir", dist, directory)
+
+
+def wheel_of(name: str, dist: Path) -> Path:
+    [wheel] = dist.glob(f"{name.replace('-', '_')}-*.whl")
+    return wheel
+
+
+def sibling_wheels(package: Package, resolution: str, dist: Path, work: Path) -> dict[str, Path]:
+    """A wheel for each package of the workspace; of what this one requires, the oldest allowed if asked for."""
+    wheels = {other.name: wheel_of(other.name, dist) for other in packages()}
+    if resolution == "lowest":
+        for sibling in package.siblings():
+            tag = oldest_allowed(sibling)
+            if tag is not None:
+                wheels[sibling.name] = build_tag(sibling.name, tag, work)
+    return wheels
+
+
+def oldest_allowed(sibling: Requirement) -> str | None:
+    """The tag of the oldest release that the range lets in; None while there is none."""
+    listed = subprocess.run(
+        ["git", "tag", "--list", f"{sibling.name}-v*"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    versions = sorted(Version(tag.rpartition("-v")[2]) for tag in listed)
+    allowed = [version for version in versions if version in sibling.specifier]
+    return f"{sibling.name}-v{allowed[0]}" if allowed else None
+
+
+def build_tag(name: str, tag: str, work: Path) -> Path:
+    source, dist = work / tag, work / f"{tag}-dist"
+    source.mkdir()
+    archive = work / f"{tag}.tar"
+    run("git", "archive", "--output", archive, f"{tag}:packages/{name}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(source, filter="data")
+    build(source, dist)
+    return wheel_of(name, dist)
+
+
+def test_alone(package: Package, resolution: str, dist: Path, work: Path) -> None:
+    """Installs the package's wheel into an environment of its own and runs the tests of its sdist there."""
+    work = work / f"{package.name}-{resolution}"
+    work.mkdir()
+    [sdist] = dist.glob(f"{package.name.replace('-', '_')}-*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        tar.extractall(work, filter="data")
+    [unpacked] = (path for path in work.iterdir() if path.is_dir())
+    python = work / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    run("uv", "venv", "--quiet", "--python", f"{sys.version_info.major}.{sys.version_info.minor}", work / "venv")
+    wheels = sibling_wheels(package, resolution, dist, work)
+    # A name of ours on a public index must never come in: wherever one is required, it is this file.
+    overrides = work / "overrides.txt"
+    overrides.write_text("".join(f"{name} @ {wheel.as_uri()}\n" for name, wheel in wheels.items()))
+    project = tomllib.loads((unpacked / "pyproject.toml").read_text(encoding="utf-8"))
+    required = project["dependency-groups"]["dev"]
+    wanted = work / "requirements.txt"
+    wanted.write_text("\n".join([package.name, *required]) + "\n")
+    run(
+        "uv", "pip", "install", "--quiet", "--python", python, "--override", overrides, "--requirement", wanted,
+        "--resolution", "highest" if resolution == "newest" else "lowest-direct",
+    )  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run(
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "tests",
+        cwd=unpacked,
+        env=env,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-p", "--package", action="append", help="only this one; may be given again")
+    parser.add_argument("--resolution", choices=("newest", "lowest"), default="newest")
+    parser.add_argument("--build-only", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        dist = work / "dist"
+        for package in packages():
+            build(package.directory, dist)
+        print(*sorted(path.name for path in dist.iterdir()), sep="\n")
+        chosen = (
+            []
+            if given.build_only
+            else [p for p in packages() if given.package in (None, []) or p.name in given.package]
+        )
+        for package in chosen:
+            start = time.perf_counter()
+            print(f"\n== {package.name}, {given.resolution} dependencies", flush=True)
+            test_alone(package, given.resolution, dist, work)
+            print(f"{package.name} passes its tests alone ({time.perf_counter() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
