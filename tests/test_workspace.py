@@ -15,6 +15,8 @@ LIBRARIES = ("tokenizer", "model", "data", "train", "engine", "serve")
 SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("apps/src/**/*.py")])
 MAX_LINES = 350
 FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "os.system"}
+RUNS_PROGRAMS = "sandbox_child.py"
+"""The one file whose work it is to run code that it is given, once it has locked itself in."""
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -65,7 +67,7 @@ def test_a_source_file_says_what_it_is_stays_small_and_runs_no_loaded_code(path)
     calls = {
         ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and not reads_weights(node)
     }
-    assert not calls & FORBIDDEN_CALLS
+    assert not calls & (FORBIDDEN_CALLS - {"exec"} if path.name == RUNS_PROGRAMS else FORBIDDEN_CALLS)
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert "pickle" not in imported
 

@@ -12,6 +12,8 @@ from nanochat_engine.protocols import CausalLM
 
 
 class ModelStep(Protocol):
+    """How the model is called: eagerly, compiled, or as a captured graph."""
+
     def __call__(self, token_ids: Tensor, view: KVCacheView) -> Tensor:
         """token_ids (B, T) -> logits (B, T, V), or (B, 1, V) where the view sets `logits_at`; the view advances."""
         ...
