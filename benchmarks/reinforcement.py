@@ -22,8 +22,8 @@ TAG = "quickstart"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sft-steps", type=int, default=60, help="fine-tuning is stopped here")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--sft-steps", type=int, default=30, help="fine-tuning is stopped here")
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--init-lr-frac", type=float, default=0.2)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/reinforcement.svg"))
