@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,11 @@ from nanochat_apps import cli, device, paths
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_engine import Engine
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
 
-    from nanochat_apps.limits import Limits
+    from nanochat_apps.engine_timing import Measured
 
-COMPILE_LIMIT_S = 900.0
 BPB_ROWS = 64
 """Rows of text on which bits per byte are compared."""
 
@@ -56,6 +53,8 @@ class Settings:
     """Keep the weights as int8."""
     data: Path | None = None
     """Text on which to report what --quantize costs in bits per byte; needs --source."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu counts the time the process itself was given: for one thread (OMP_NUM_THREADS=1) of a machine shared with others."""
     device_type: device.DeviceType = "auto"
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
 
@@ -79,34 +78,19 @@ class Settings:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One batch size; a line of the table."""
-
-    batch_size: int
-    ttft_ms: float
-    """From submitting all requests at once to the first token, median over requests."""
-    p50_ms: float
-    """Time between two tokens of a row, median over steps in which every row decodes."""
-    p99_ms: float
-    tok_per_s: float
-    """Tokens of all rows in the median step."""
-    mbu: float
-    """Bytes of weights, keys and values that the median step reads, of what streaming reads in that time."""
-    mfu: float
-    """Floating-point operations of the median step, of what a matrix product does in that time."""
-    kv_mib: float
-    """Keys and values of the rows at their end."""
-    peak_memory_mib: float
-    """Of the process so far (processor) or of the device (CUDA)."""
-
-
 def bench(settings: Settings) -> int:
     """Prints a table and one JSON line."""
     import torch
     from nanochat_engine import Engine
     from nanochat_model import PackedGPT
 
+    from nanochat_apps.engine_timing import (
+        NoEnds,
+        measure_batch,
+        measure_prefill,
+        prefill_flops,
+        wait_until_compiled,
+    )
     from nanochat_apps.limits import Limits
 
     where = device.choose_device(settings.device_type)
@@ -119,9 +103,9 @@ def bench(settings: Settings) -> int:
     bpb = _bits_per_byte(settings.data, model, packed, tokenizer) if settings.data is not None else None
     engine = Engine(packed, NoEnds(model.config.vocab_size), tools={}, compile=settings.compile)
     compile_s = wait_until_compiled(engine) if settings.compile else None
-    limits = Limits(where, dtype)
+    limits = Limits(where, dtype, time.perf_counter if settings.clock == "wall" else time.process_time)
     limits.measure()
-    prefill_tok_per_s = measure_prefill(engine, settings.prefill_tokens, model.config.vocab_size)
+    prefill_tok_per_s = measure_prefill(engine, limits, settings.prefill_tokens, model.config.vocab_size)
     runs = []
     for batch_size in settings.batch_sizes:
         limits.measure()
@@ -135,6 +119,7 @@ def bench(settings: Settings) -> int:
         "quantize": settings.quantize,
         "compiled": settings.compile,
         "compile_s": compile_s,
+        "clock": settings.clock,
         "threads": torch.get_num_threads(),
         "weight_mib": packed.weight_bytes() / 2**20,
         "matmul_gflops": limits.matmul_flops / 1e9,
@@ -149,97 +134,6 @@ def bench(settings: Settings) -> int:
     show(report, runs)
     print(json.dumps(rounded(report)))
     return 0
-
-
-class NoEnds:
-    """A tokenizer without text and without special tokens: no answer ends before its last token."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.bos_id = vocab_size  # an id that can't be drawn
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, token_ids: list[int]) -> str:
-        return ""
-
-    def special_id(self, name: str) -> int | None:
-        return None
-
-
-def measure_batch(
-    engine: Engine, model: GPT, limits: Limits, batch_size: int, prompt_tokens: int, max_tokens: int
-) -> Measured:
-    """Submits a batch at once and times its steps; the limits are those measured so far."""
-    from nanochat_engine import Request
-
-    batcher = engine.batcher(max_rows=batch_size)
-    start = time.perf_counter()
-    for seed in range(batch_size):
-        prompt = [(seed * 7919 + i * 31) % model.config.vocab_size for i in range(prompt_tokens)]
-        batcher.submit(Request(token_ids=prompt, max_tokens=max_tokens, temperature=0.0, seed=seed))
-    first_s: dict[int, float] = {}
-    steps_s, last = [], start
-    while not batcher.idle:
-        events = batcher.step()
-        now = time.perf_counter()
-        decoded_only = len(first_s) == batch_size
-        for event in events:
-            first_s.setdefault(event.request_id, now - start)
-        if decoded_only and len(events) == batch_size:
-            steps_s.append(now - last)
-        last = now
-    steps_s = sorted(steps_s) or [last - start]
-    step_s = statistics.median(steps_s)
-    context = prompt_tokens + max_tokens // 2
-    kv_bytes = model.kv_bytes_per_token() * batch_size
-    read_bytes = engine.model.weight_bytes() + kv_bytes * context  # type: ignore[attr-defined]
-    return Measured(
-        batch_size=batch_size,
-        ttft_ms=1e3 * statistics.median(first_s.values()),
-        p50_ms=1e3 * step_s,
-        p99_ms=1e3 * steps_s[min(len(steps_s) - 1, int(0.99 * len(steps_s)))],
-        tok_per_s=batch_size / step_s,
-        mbu=read_bytes / step_s / limits.stream_bytes,
-        mfu=batch_size * model.decode_flops(context) / step_s / limits.matmul_flops,
-        kv_mib=kv_bytes * (prompt_tokens + max_tokens) / 2**20,
-        peak_memory_mib=device.peak_memory_bytes(model.device) / 2**20,
-    )
-
-
-def measure_prefill(engine: Engine, num_tokens: int, vocab_size: int, *, rounds: int = 3) -> float:
-    """Prompt tokens a second, read in one chunk; the median of some rounds."""
-    from nanochat_engine import Request
-
-    durations_s = []
-    for seed in range(rounds):
-        batcher = engine.batcher(max_rows=1, prefill_tokens=num_tokens)
-        prompt = [(seed * 7919 + i * 31) % vocab_size for i in range(num_tokens)]
-        batcher.submit(Request(token_ids=prompt, max_tokens=1, temperature=0.0))
-        start = time.perf_counter()
-        batcher.step()
-        durations_s.append(time.perf_counter() - start)
-    return num_tokens / statistics.median(durations_s)
-
-
-def prefill_flops(model: GPT, num_tokens: int) -> int:
-    """FLOPs to read a prompt: every token through the layers, the last one to its logits."""
-    unembedding = 2 * model.config.vocab_size * model.config.n_embd
-    return num_tokens * (model.decode_flops(num_tokens // 2) - unembedding) + unembedding
-
-
-def wait_until_compiled(engine: Engine) -> float | None:
-    """Seconds until the compiled step was there; None on a device where graphs are captured on the way."""
-    from nanochat_engine.compiled import CompiledStep
-
-    step, start = engine.model_step, time.perf_counter()
-    if not isinstance(step, CompiledStep):
-        return None
-    if not step.wait(COMPILE_LIMIT_S):
-        raise RuntimeError(
-            f"the step is not compiled after {COMPILE_LIMIT_S:.0f} s (see the warning above); run eagerly"
-        )
-    return time.perf_counter() - start
 
 
 def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple[GPT, Tokenizer | None]:

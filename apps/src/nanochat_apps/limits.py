@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from nanochat_apps.device import measure_matmul_flops
 
 if TYPE_CHECKING:
     import torch
 
+MATMUL_SIZE = 2048
 STREAM_BYTES = 1 << 28
 """Several times the caches of a processor, and of a GPU."""
+ROUNDS = 3
 
 
 @dataclass(slots=True)
@@ -22,13 +23,19 @@ class Limits:
 
     device: torch.device
     dtype: torch.dtype
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds; `time.process_time` counts what the process itself was given of a machine shared with others."""
     _matmul: list[float] = field(default_factory=list)
     _stream: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
         """Measures both once more."""
-        self._matmul.append(measure_matmul_flops(self.device, self.dtype, rounds=3))
-        self._stream.append(measure_read_bandwidth(self.device, rounds=3))
+        import torch
+
+        a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=self.device, dtype=self.dtype) for _ in range(2))
+        self._matmul.append(2.0 * MATMUL_SIZE**3 / self._fastest(lambda: (a @ b)[0, 0]))
+        buffer = torch.ones(STREAM_BYTES // 4, device=self.device)
+        self._stream.append(STREAM_BYTES / self._fastest(buffer.sum))
 
     @property
     def matmul_flops(self) -> float:
@@ -37,18 +44,13 @@ class Limits:
 
     @property
     def stream_bytes(self) -> float:
-        """Bytes a second read from memory."""
+        """Bytes a second that a sum over a buffer much larger than the caches reads."""
         return statistics.median(self._stream)
 
-
-def measure_read_bandwidth(device: torch.device, *, rounds: int = 5) -> float:
-    """Bytes a second that a sum over a buffer much larger than the caches reads, the fastest of some rounds."""
-    import torch
-
-    buffer = torch.ones(STREAM_BYTES // 4, device=device)
-    durations_s = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        float(buffer.sum())  # reading the value waits for the device
-        durations_s.append(time.perf_counter() - start)
-    return STREAM_BYTES / min(durations_s)
+    def _fastest(self, work: Callable[[], torch.Tensor]) -> float:
+        durations_s = []
+        for _ in range(ROUNDS):
+            start = self.clock()
+            float(work())  # reading a value waits for the device
+            durations_s.append(self.clock() - start)
+        return min(durations_s)

@@ -65,37 +65,43 @@ class TinyLM:
     """
 
     def __init__(
-        self, *, vocab_size: int = ByteTokenizer.vocab_size, max_context: int = 128, cached: bool = True, seed: int = 0
+        self,
+        *,
+        vocab_size: int = ByteTokenizer.vocab_size,
+        max_context: int = 128,
+        cached: bool = True,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.kv_spec = FakeKVSpec(num_layers=2, num_kv_heads=2, head_dim=4) if cached else None
         self.max_context = max_context
-        self.device = torch.device("cpu")
-        self._wte = torch.randn(vocab_size, 16, generator=generator)
-        self._wpe = torch.randn(max_context, 16, generator=generator)
-        self._qkv = torch.randn(2, 24, 16, generator=generator) / 4
-        self._out = torch.randn(2, 16, 8, generator=generator)
-        self._head = torch.randn(vocab_size, 16, generator=generator)
+        self.device = torch.device(device)
+        self._wte = torch.randn(vocab_size, 16, generator=generator).to(device)
+        self._wpe = torch.randn(max_context, 16, generator=generator).to(device)
+        self._qkv = (torch.randn(2, 24, 16, generator=generator) / 4).to(device)
+        self._out = torch.randn(2, 16, 8, generator=generator).to(device)
+        self._head = torch.randn(vocab_size, 16, generator=generator).to(device)
 
     def __call__(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
         B, T = token_ids.shape
         cache = kv_cache or KVCache(B, 2, T, 4, 2, self.device, torch.float32)
-        positions = cache.lengths[:, None] + torch.arange(T)
-        rows = torch.arange(B)[:, None]
+        positions = cache.lengths[:, None] + torch.arange(T, device=self.device)
+        rows = torch.arange(B, device=self.device)[:, None]
         cache.token_ids[rows, positions] = token_ids
         x = self._wte[token_ids] + self._wpe[positions.clamp(max=self.max_context - 1)]
         for layer in range(2):
             q, k, v = F.linear(x, self._qkv[layer]).view(B, T, 3, 2, 4).unbind(dim=2)
             k_cache, v_cache = cache.get_layer_cache(layer)
             k_cache[rows, positions], v_cache[rows, positions] = k, v
-            seen = torch.arange(k_cache.size(1)) <= positions[:, :, None]
+            seen = torch.arange(k_cache.size(1), device=self.device) <= positions[:, :, None]
             y = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2), attn_mask=seen[:, None]
             )
             x = x + F.linear(y.transpose(1, 2).reshape(B, T, 8), self._out[layer]).tanh()
         cache.advance(T)
         if cache.logits_at is not None:
-            x = x[torch.arange(B), cache.logits_at][:, None]
+            x = x[torch.arange(B, device=self.device), cache.logits_at][:, None]
         return F.linear(x, self._head)
 
 
