@@ -102,7 +102,7 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
         if computed_s > limit_s or waited:
             blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
 
-    asyncio.Handle._run = watched  # type: ignore[method-assign]
+    asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
     try:
         yield blocks
     finally:
