@@ -5,7 +5,8 @@ uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-ar
 uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests a second, whatever the server does
 uv run python benchmarks/serve_load.py --url http://127.0.0.1:8000
 
-Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON.
+Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON. Processor time
+for a token is given beside the rates: it depends less on what else runs.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Seen:
     first_s: list[float] = field(default_factory=list)
     between_s: list[float] = field(default_factory=list)
     health_s: list[float] = field(default_factory=list)
+    cpu_s: dict[str, float] = field(default_factory=dict)
     memory_mb: list[float] = field(default_factory=list)
 
 
@@ -142,6 +144,7 @@ async def load(url: str, settings: Settings, pids: Sequence[int]) -> tuple[Seen,
             *(ask(session, settings, random.Random(i), Seen()) for i in range(min(settings.clients, 32)))
         )
         seen, start = Seen(), time.perf_counter()
+        used = [time.process_time(), *map(cpu_s, pids)]
         watching = asyncio.create_task(watch(session, seen, pids))
         if settings.rate is None:
             await closed_loop(session, settings, seen)
@@ -149,7 +152,17 @@ async def load(url: str, settings: Settings, pids: Sequence[int]) -> tuple[Seen,
             await open_loop(session, settings, settings.rate, seen)
         took_s = time.perf_counter() - start
         watching.cancel()
+        names = ["client", "server", *(f"worker_{index}" for index in range(len(pids) - 1))]
+        for name, before, after in zip(names, used, [time.process_time(), *map(cpu_s, pids)], strict=False):
+            seen.cpu_s[name] = after - before
         return seen, took_s
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has used; 0 once it has gone."""
+    stat = Path(f"/proc/{pid}/stat")
+    fields = stat.read_text().rpartition(")")[2].split() if stat.exists() else ["0"] * 20
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid: int) -> float:
@@ -174,20 +187,22 @@ def save_random_model(base: Path) -> Path:
     return save_checkpoint(base / "chatsft_checkpoints" / "d4", 1, writers=writers, meta={"stage": "random"})
 
 
-def measure_engine(checkpoint: Path, num_rows: int, max_tokens: int) -> float:
-    """Tokens a second of the engine alone with as many rows, the best of three rounds."""
+def measure_engine(checkpoint: Path, num_rows: int, max_tokens: int) -> tuple[float, float]:
+    """Tokens a second of the engine alone with as many rows, and its processor seconds a token: the best of three rounds."""
     import nanochat_engine
 
     engine = nanochat_engine.load(checkpoint)
-    chance, rates = random.Random(0), []
+    chance = random.Random(0)
+    rates: list[tuple[float, float]] = []
     for _ in range(3):
         prompts = [engine.tokenizer.encode(" ".join(chance.choices(WORDS, k=PROMPT_WORDS))) for _ in range(num_rows)]
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         done = engine.complete_batch(
             prompts, max_tokens=max_tokens, temperature=0.8, top_k=50, max_rows=max(num_rows, 1)
         )
-        rates.append(sum(len(samples[0].token_ids) for samples in done) / (time.perf_counter() - start))
-    return max(rates)
+        tokens = sum(len(samples[0].token_ids) for samples in done)
+        rates.append((tokens / (time.perf_counter() - start), (time.process_time() - used) / tokens))
+    return max(rate for rate, _ in rates), min(used for _, used in rates)
 
 
 @contextmanager
@@ -220,9 +235,8 @@ def main(settings: Settings) -> None:
             base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             checkpoint = save_random_model(base)
             if settings.bare:
-                row["bare_engine_tok_s"] = round(
-                    measure_engine(checkpoint, min(settings.clients, 32), settings.max_tokens)
-                )
+                rate, used_s = measure_engine(checkpoint, min(settings.clients, 32), settings.max_tokens)
+                row |= {"bare_engine_tok_s": round(rate), "bare_engine_cpu_ms_a_token": round(1000 * used_s, 3)}
             url, pids = stack.enter_context(chat_web(base, settings.serve_args))
         seen, took_s = asyncio.run(load(url, settings, pids))
         row |= {
@@ -235,12 +249,13 @@ def main(settings: Settings) -> None:
             "between_p99_ms": share(seen.between_s, 0.99),
             "health_p50_ms": share(seen.health_s, 0.5),
             "health_p99_ms": share(seen.health_s, 0.99),
+            "cpu_ms_a_token": {name: round(1000 * used / max(seen.tokens, 1), 3) for name, used in seen.cpu_s.items()},
             "memory_mb": [round(seen.memory_mb[0]), round(seen.memory_mb[-1])] if seen.memory_mb else [],
         }
         if "bare_engine_tok_s" in row:
             row["share_of_bare_engine"] = round(seen.tokens / took_s / float(str(row["bare_engine_tok_s"])), 2)
     for name, value in row.items():
-        print(f"{name:>22}  {value}")
+        print(f"{name:>26}  {value}")
     print(json.dumps(row))
 
 

@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,38 @@ def test_a_conversation_that_is_too_long_gets_400(server: tuple[str, list[str]])
         ask(server[0], "secret", messages=[{"role": "user", "content": "x" * 7000}])
     assert failed.value.code == 400
     assert json.load(failed.value)["error"]["type"] == "context_length_exceeded"
+
+
+def test_a_signal_under_load_loses_no_answer(base: Path) -> None:
+    process = start(base, "--port", "0", "--host", "127.0.0.1", "-d", "float32", "--max-rows", "4")
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("ready"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.communicate()[1]
+    url = next(line for line in lines if "http://" in line).split("open ")[1].strip()
+    with ThreadPoolExecutor(12) as threads:
+        answers = [threads.submit(ask, url, None, max_tokens=100, temperature=2, top_k=0) for _ in range(12)]
+        while json.load(urllib.request.urlopen(f"{url}/stats", timeout=60))["running"] < 4:
+            time.sleep(0.02)
+        admitted = json.load(urllib.request.urlopen(f"{url}/stats", timeout=60))["requests"]
+        process.send_signal(signal.SIGTERM)
+        texts = [answer.result() for answer in answers if answer.exception() is None]
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "stopping\n", "")
+    assert len(texts) >= admitted
+    assert all(text.endswith('data: {"done": true}\n\n') for text in texts)
+
+
+def test_listening_everywhere_without_a_key_is_warned_of(base: Path) -> None:
+    process = start(base, "--port", "0")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    [warning] = [line for line in lines if line.startswith("warning")]
+    assert "without a key" in warning
+    assert "http://127.0.0.1:" in warning
 
 
 def test_what_is_wrong_with_flags(base: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -143,6 +144,8 @@ async def run_server(pool: WorkerPool, settings: ServerSettings, listener: socke
         await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            gc.collect()
+            gc.freeze()  # all that was imported: looking through it for garbage would hold every answer up
             print("ready; Ctrl-C stops it", flush=True)
         await stop
         print("stopping", flush=True)

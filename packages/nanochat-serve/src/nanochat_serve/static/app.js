@@ -198,7 +198,10 @@ async function answer(chat, pauseS = 2) {
 function fail(chat, reply, error, pauseS) {
   const kind = error.kind ?? "connection";
   let message = error.kind ? error.message : "The server cannot be reached.";
-  if (error.status === 401) openSettings(true);
+  if (error.status === 401) {
+    openSettings(true);
+    $("api-key").focus();
+  }
   if (PASSING.has(kind) && !reply.content.length) {
     message += " Trying again by itself.";
     const timer = setTimeout(() => tryAgain(chat, pauseS), 1000 * Math.max(pauseS, error.retryAfter ?? 0));
@@ -266,7 +269,6 @@ function openSidebar(open) {
 function openSettings(open) {
   $("settings").hidden = !open;
   $("toggle-settings").setAttribute("aria-expanded", String(open));
-  if (open) $("temperature").focus();
 }
 
 $("composer").addEventListener("submit", (event) => {
