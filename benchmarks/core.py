@@ -1,6 +1,6 @@
 """Time of CORE as base-eval scores it against one item at a time, task by task, at the same precision.
 
-uv run python benchmarks/core.py BUNDLE CHECKPOINT [--items 8] [--rounds 3]
+uv run python benchmarks/core.py BUNDLE CHECKPOINT [--items 8] [--rounds 3] [--tasks arc_easy squad ...]
 
 One at a time is how the reference scores: the options of an item as one padded batch, whole sequences, logits everywhere. The
 overall ratio weighs each task with the items it has in the bundle. Times are of the processor on a CPU, of the clock on a GPU;
@@ -32,6 +32,8 @@ class Settings:
     checkpoint: tyro.conf.Positional[Path]
     items: int = 8
     """Items of each task, its first ones."""
+    tasks: tuple[str, ...] = ()
+    """Labels of the tasks to time; all if not given."""
     rounds: int = 3
     batch_tokens: int = 8192
     """Tokens of a batch of ours, padding included."""
@@ -59,13 +61,12 @@ def verdicts(task: CoreTask, scored: Sequence[Sequence[Scored]]) -> list[object]
     return [choice([float(option.losses.mean()) for option in options]) for options in scored]
 
 
-def seconds(device: torch.device, work: Callable[[], object]) -> float:
+def timed(device: torch.device, work: Callable[[], list[list[Scored]]]) -> tuple[float, list[list[Scored]]]:
+    """Seconds, and what came of them; reading the losses has waited for the device."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     start = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
+    scored = work()
+    return clock() - start, scored
 
 
 @torch.inference_mode()
@@ -81,17 +82,20 @@ def main(settings: Settings) -> None:
     print(f"{'task':<34}{'shots':>6}{'options':>8}{'one at a time':>15}{'ours':>9}{'ratio':>7}   (seconds an item)")
     totals = [0.0, 0.0]
     ten_shot: list[float] = []
-    for task in load_core_bundle(settings.bundle):
+    tasks = [task for task in load_core_bundle(settings.bundle) if task.label in settings.tasks or not settings.tasks]
+    for task in tasks:
         items = [task.item(index) for index in range(min(settings.items, len(task)))]
         groups = [
             cropped(candidates(item, task.kind, lambda text: [tokenizer.bos_id, *tokenizer.encode(text)]), limit)
             for item in items
         ]
-        assert verdicts(task, one_at_a_time(model, groups)) == verdicts(task, scorer(groups)), task.label
         plain, ours = [], []
         for _ in range(settings.rounds):
-            plain.append(seconds(device, lambda groups=groups: one_at_a_time(model, groups)) / len(items))
-            ours.append(seconds(device, lambda groups=groups: scorer(groups)) / len(items))
+            plain_s, expected = timed(device, lambda groups=groups: one_at_a_time(model, groups))
+            ours_s, scored = timed(device, lambda groups=groups: scorer(groups))
+            assert verdicts(task, scored) == verdicts(task, expected), task.label
+            plain.append(plain_s / len(items))
+            ours.append(ours_s / len(items))
         per_item = statistics.median(plain), statistics.median(ours)
         totals = [total + value * len(task) for total, value in zip(totals, per_item, strict=True)]
         num_options = len(groups[0])
