@@ -20,6 +20,8 @@ GOOD = {
     "threads": "import threading; t = threading.Thread(target=lambda: None); t.start(); t.join()",
     "main guard": "ran = []\nif __name__ == '__main__': ran.append(1)\nassert ran",
     "unicode": "assert len('naïve 😀') == 7",
+    "its own limits": "import resource; assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 64",
+    "its own descriptors": "import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETFL, os.O_NONBLOCK); fcntl.fcntl(r, fcntl.F_GETFD)",
     "much output": "print('x' * 10**6)",
 }
 
@@ -119,6 +121,18 @@ ESCAPES = {
     "raw socket": "import ctypes\nif ctypes.CDLL(None).syscall(41, 2, 1, 0) < 0: raise OSError",
     "reading the parent's memory": "import os; open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
     "the parent's open files": "import os; os.listdir(f'/proc/{os.getppid()}/fd')",
+    "signals to the parent by ownership of a pipe": "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+    "another signal for a pipe": "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETSIG, 9)",
+    "signals by ioctl": "import fcntl, os, struct; fcntl.ioctl(os.pipe()[0], 0x8901, struct.pack('i', os.getppid()))",
+    "limits of the parent": "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))",
+    "priority of the parent": "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "processors of the parent": "import os; os.sched_setaffinity(os.getppid(), {0})",
+    "a handle on the parent": "import os; os.pidfd_open(os.getppid())",
+    "host name": "import socket; socket.sethostname('x')",
+    "another root": "import os; os.chroot('.')",
+    "the clock": "import time; time.clock_settime(time.CLOCK_REALTIME, time.time())",
+    "another user": "import os; os.setgroups([]); os.setuid(12345)",
+    "a device file": "import os, stat; os.mknod('d', 0o600 | stat.S_IFCHR, os.makedev(1, 1))",
     "raising its own limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "memory file": "import os; os.memfd_create('x')",
 }

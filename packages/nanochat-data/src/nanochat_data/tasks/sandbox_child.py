@@ -33,17 +33,30 @@ DENIED: dict[str, dict[str, int]] = {
         "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_send_signal": 424,
         "process_vm_readv": 310, "process_vm_writev": 311, "socket": 41, "socketpair": 53, "setsid": 112, "setpgid": 109,
         "chmod": 90, "fchmodat": 268, "mount": 165, "unshare": 272, "setns": 308, "bpf": 321, "keyctl": 250,
-        "io_uring_setup": 425, "memfd_create": 319, "shmget": 29, "msgget": 68,
+        "io_uring_setup": 425, "memfd_create": 319, "shmget": 29, "msgget": 68, "semget": 64,
+        "setpriority": 141, "ioprio_set": 251, "sched_setaffinity": 203, "sched_setscheduler": 144, "sched_setparam": 142,
+        "sched_setattr": 314, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440, "migrate_pages": 256,
+        "move_pages": 279, "perf_event_open": 298, "userfaultfd": 323, "add_key": 248, "request_key": 249,
     },
     "aarch64": {
         "execve": 221, "execveat": 281, "kill": 129, "tkill": 130, "tgkill": 131, "ptrace": 117,
         "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424,
         "process_vm_readv": 270, "process_vm_writev": 271, "socket": 198, "socketpair": 199, "setsid": 157, "setpgid": 154,
         "fchmodat": 53, "mount": 40, "unshare": 97, "setns": 268, "bpf": 280, "keyctl": 219,
-        "io_uring_setup": 425, "memfd_create": 279, "shmget": 194, "msgget": 186,
+        "io_uring_setup": 425, "memfd_create": 279, "shmget": 194, "msgget": 186, "semget": 190,
+        "setpriority": 140, "ioprio_set": 30, "sched_setaffinity": 122, "sched_setscheduler": 119, "sched_setparam": 118,
+        "sched_setattr": 274, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440, "migrate_pages": 238,
+        "move_pages": 239, "perf_event_open": 241, "userfaultfd": 282, "add_key": 217, "request_key": 218,
     },
 }  # fmt: skip
 """System calls by architecture that fail with EPERM."""
+DENIED_COMMANDS = {
+    "x86_64": {72: (8, 10, 15), 16: (0x8901, 0x8902)},
+    "aarch64": {25: (8, 10, 15), 29: (0x8901, 0x8902)},
+}
+"""Of fcntl and ioctl, those that would have the kernel send signals to other processes: F_SETOWN, F_SETSIG, FIOSETOWN ..."""
+PRLIMIT = {"x86_64": 302, "aarch64": 261}
+CAPSET = {"x86_64": 126, "aarch64": 91}
 CLONE = {"x86_64": (56, 435), "aarch64": (220, 435)}
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 EPERM, ENOSYS = 1, 38
@@ -108,6 +121,13 @@ def restrict_files(folder: str) -> None:
     os.close(ruleset)
 
 
+def drop_capabilities() -> None:
+    """What makes root more than an owner of files; there is no way back."""
+    if platform.machine() in CAPSET:
+        header = struct.pack("Ii", 0x20080522, 0)
+        libc().syscall(CAPSET[platform.machine()], header, bytes(24))
+
+
 def restrict_calls() -> None:
     """Seccomp: a filter that denies what `DENIED` names, and new processes but not threads."""
     if not has_seccomp():
@@ -132,11 +152,22 @@ def restrict_calls() -> None:
         program += [struct.pack("HBBI", 0x35, 0, 1, X32_BIT), statement(answer, SECCOMP_RET_ERRNO | ENOSYS)]
     for number in DENIED[machine].values():
         program += [jump_if_equal(number, 0, 1), statement(answer, SECCOMP_RET_ERRNO | EPERM)]
-    program += [
+    first, second = 16, 24  # where the arguments of the call are
+    for number, commands in DENIED_COMMANDS[machine].items():
+        program += [jump_if_equal(number, 0, 2 * len(commands) + 2), statement(load, second)]
+        for command in commands:
+            program += [jump_if_equal(command, 0, 1), statement(answer, SECCOMP_RET_ERRNO | EPERM)]
+        program.append(statement(load, 0))
+    program += [  # the limits of other processes
+        jump_if_equal(PRLIMIT[machine], 0, 4),
+        statement(load, first),
+        jump_if_equal(0, 1, 0),
+        statement(answer, SECCOMP_RET_ERRNO | EPERM),
+        statement(load, 0),
         jump_if_equal(clone3, 0, 1),
         statement(answer, SECCOMP_RET_ERRNO | ENOSYS),  # glibc then takes clone, whose flags can be seen
         jump_if_equal(clone, 0, 4),
-        statement(load, 16),  # its flags
+        statement(load, first),  # its flags
         struct.pack("HBBI", 0x45, 1, 0, CLONE_THREAD),  # jump if the bit is set
         statement(answer, SECCOMP_RET_ERRNO | EPERM),
         statement(answer, SECCOMP_RET_ALLOW),
@@ -243,6 +274,7 @@ def main() -> None:
     if sys.platform == "linux":
         libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        drop_capabilities()
         restrict_files(folder)
         restrict_calls()
     code = compile(program, "<program>", "exec")
