@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent))
-from release import ROOT, Package, packages
+from release import ROOT, Package, find, packages
 
 
 def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
@@ -43,15 +43,30 @@ def wheel_of(name: str, dist: Path) -> Path:
     return wheel
 
 
-def sibling_wheels(package: Package, resolution: str, dist: Path, work: Path) -> dict[str, Path]:
-    """A wheel for each package of the workspace; of what this one requires, the oldest allowed if asked for."""
-    wheels = {other.name: wheel_of(other.name, dist) for other in packages()}
-    if resolution == "lowest":
-        for sibling in package.siblings():
-            tag = oldest_allowed(sibling)
-            if tag is not None:
-                wheels[sibling.name] = build_tag(sibling.name, tag, work)
+def needed_wheels(package: Package, resolution: str, dist: Path, work: Path) -> dict[str, Path]:
+    """A wheel of the package and of each sibling it needs, directly or not; the oldest ones allowed if asked for."""
+    wheels = {package.name: wheel_of(package.name, dist)}
+    to_do = package.siblings()
+    while to_do:
+        sibling = to_do.pop()
+        if sibling.name not in wheels:
+            tag = oldest_allowed(sibling) if resolution == "lowest" else None
+            wheels[sibling.name] = build_tag(sibling.name, tag, work) if tag else wheel_of(sibling.name, dist)
+            to_do += find(sibling.name).siblings()
     return wheels
+
+
+def requirements(lines: list[str], wheels: dict[str, Path]) -> list[str]:
+    """Those of the tests, with a file for every package of ours: a name of ours on a public index must never come in."""
+    named = {name: set[str]() for name in wheels}
+    others = []
+    for required in map(Requirement, lines):
+        if required.name in named:
+            named[required.name] |= required.extras
+        else:
+            others.append(str(required))
+    ours = [f"{name}[{','.join(sorted(extras))}] @ {wheels[name].as_uri()}" for name, extras in named.items()]
+    return [*others, *(line.replace("[]", "") for line in ours)]
 
 
 def oldest_allowed(sibling: Requirement) -> str | None:
@@ -85,18 +100,12 @@ def test_alone(package: Package, resolution: str, dist: Path, work: Path) -> Non
     [unpacked] = (path for path in work.iterdir() if path.is_dir())
     python = work / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run("uv", "venv", "--quiet", "--python", f"{sys.version_info.major}.{sys.version_info.minor}", work / "venv")
-    wheels = sibling_wheels(package, resolution, dist, work)
-    # A name of ours on a public index must never come in: wherever one is required, it is this file.
-    overrides = work / "overrides.txt"
-    overrides.write_text("".join(f"{name} @ {wheel.as_uri()}\n" for name, wheel in wheels.items()))
+    wheels = needed_wheels(package, resolution, dist, work)
     project = tomllib.loads((unpacked / "pyproject.toml").read_text(encoding="utf-8"))
-    required = project["dependency-groups"]["dev"]
     wanted = work / "requirements.txt"
-    wanted.write_text("\n".join([package.name, *required]) + "\n")
-    run(
-        "uv", "pip", "install", "--quiet", "--python", python, "--override", overrides, "--requirement", wanted,
-        "--resolution", "highest" if resolution == "newest" else "lowest-direct",
-    )  # fmt: skip
+    wanted.write_text("\n".join(requirements(project["dependency-groups"]["dev"], wheels)) + "\n")
+    resolve = "highest" if resolution == "newest" else "lowest-direct"
+    run("uv", "pip", "install", "--quiet", "--python", python, "--resolution", resolve, "--requirement", wanted)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     run(
         python,
