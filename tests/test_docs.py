@@ -1,4 +1,4 @@
-"""What the documentation says to type is typed: shell and Python blocks are run, GPU ones have their flags read, links lead somewhere."""
+"""The examples of the documents are run, those that need a GPU have their flags read, and links lead somewhere."""
 
 import importlib
 import json
