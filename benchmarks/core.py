@@ -106,8 +106,9 @@ def main(settings: Settings) -> None:
             f"{per_item[0] / per_item[1]:>7.2f}",
             flush=True,
         )
+    one, ours_total = totals
     print(
-        f"whole bundle: {totals[0]:.0f} s one at a time, {totals[1]:.0f} s ours: {totals[0] / totals[1]:.2f} times faster"
+        f"all items of these tasks: {one:.0f} s one at a time, {ours_total:.0f} s ours: {one / ours_total:.2f} times faster"
     )
     print(f"ten-shot tasks of four choices: {', '.join(f'{ratio:.2f}' for ratio in ten_shot)}")
 
