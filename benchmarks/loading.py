@@ -21,7 +21,7 @@ import tyro
 from nanochat_data import PretrainLoader, TextSource, TokenCache, build_token_cache, open_text_source
 from nanochat_tokenizer import Tokenizer, train_tokenizer
 
-TOKENS = 2_000_000
+TOKENS = 1_000_000
 ROUNDS = 3
 NUM_SHARDS = 4
 

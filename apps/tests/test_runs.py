@@ -46,7 +46,7 @@ def environment(tmp_path):
 
 def run_script(environment) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        ["bash", str(RUNS / "speedrun.sh")], env=environment, capture_output=True, text=True, timeout=500, check=False
+        ["bash", str(RUNS / "speedrun.sh")], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done

@@ -1,17 +1,108 @@
 """Several ranks train as one process does: same losses, same weights, and a state that any number of ranks can go on from."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
+from nanochat_train import (
+    MuonAdamW,
+    Pretraining,
+    Rates,
+    ShardedMuonAdamW,
+    TrainingLoop,
+    World,
+    load_training_state,
+    param_groups,
+    save_checkpoint,
+    state,
+)
+from nanochat_train.testing import CountingLoader
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
 
-WORKER = Path(__file__).parent / "rank_worker.py"
 MICRO_BATCHES = 6
+VOCAB, WIDTH = 151, 8  # 151 rows: no number of ranks divides them
+
+
+class Model(nn.Module):
+    """Parameters of every kind: a large table, stacks of one and of three matrices, a small vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = nn.Parameter(torch.randn(VOCAB, WIDTH, generator=generator))
+        self.blocks = nn.ParameterList(torch.randn(WIDTH, WIDTH, generator=generator) / 3 for _ in range(3))
+        self.matrix = nn.Parameter(torch.randn(VOCAB, WIDTH, generator=generator))
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def loss(self, token_ids, targets, *, reduction="mean"):
+        x = self.table[token_ids] * self.scale
+        for block in self.blocks:
+            x = x + torch.tanh(x @ block)
+        return F.cross_entropy(
+            (x @ self.matrix.T).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction
+        )
+
+    def param_roles(self):
+        return {"embedding": [self.table], "matrix": [*self.blocks, self.matrix], "x0_scalar": [self.scale]}
+
+
+class Share(CountingLoader):
+    """Every `size`-th batch from `rank` on."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(vocab_size=VOCAB)
+        self.rank, self.size = rank, size
+
+    def __next__(self):
+        batches = [super(Share, self).__next__() for _ in range(self.size)]
+        return batches[self.rank]
+
+
+def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume_from: Path | None) -> None:
+    """One rank of `size`; the first saves a checkpoint and what the steps reported."""
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    world = World.current()
+    model = Model()
+    loop = TrainingLoop(
+        model,
+        make_optimizer(model, ShardedMuonAdamW if size > 1 else MuonAdamW),
+        Share(rank, size),
+        Pretraining(num_iterations=50),
+        device=torch.device("cpu"),
+        grad_accum_steps=MICRO_BATCHES // size,
+        world=world,
+    )
+    if resume_from is not None:
+        model.load_state_dict(load_file(resume_from / "model.safetensors"))
+        state.restore(loop, load_training_state(resume_from))
+    assert loop.step == start
+    reports = []
+    loop.run(reports.append, should_stop=lambda: rank == size - 1 and loop.step >= stop)
+    training = state.capture(loop)
+    if world.is_main:
+        save_checkpoint(
+            folder / "saved",
+            loop.step,
+            writers=[lambda d: save_file(model.state_dict(), d / "model.safetensors")],
+            meta={},
+            training=training,
+        )
+        values = [[r.loss, r.grad_norm, r.num_tokens, r.num_supervised] for r in reports]
+        (folder / "reports.json").write_text(json.dumps(values))
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def make_optimizer(model: Model, kind: type[MuonAdamW]) -> MuonAdamW:
+    return kind(param_groups(model.param_roles(), n_embd=WIDTH, rates=Rates(), lr_scale=0.1, weight_decay=0.1))
 
 
 @dataclass
@@ -31,23 +122,19 @@ class Result:
 
 
 def train(folder: Path, *, ranks: int, start: int = 0, stop: int = 50, resume_from: Path | None = None) -> Result:
+    """Forks the ranks and waits for them."""
     folder.mkdir()
-    arguments = {
-        "size": ranks,
-        "folder": str(folder),
-        "start": start,
-        "stop": stop,
-        "micro_batches": MICRO_BATCHES,
-        "resume_from": str(resume_from) if resume_from else None,
-    }
+    make_optimizer(Model(), MuonAdamW)  # torch imports its compiler with the first optimizer: before forking, not after
+    fork = multiprocessing.get_context("fork")
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps({"rank": rank, **arguments})], stderr=subprocess.PIPE, text=True
-        )
+        fork.Process(target=train_rank, args=(rank, ranks, folder, start, stop, resume_from), daemon=True)
         for rank in range(ranks)
     ]
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, errors
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=200)
+    assert [process.exitcode for process in processes] == [0] * ranks
     reports = torch.tensor(json.loads((folder / "reports.json").read_text()), dtype=torch.float64)
     return Result(folder / "saved" / f"step_{stop:06d}", reports)
 
