@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nanochat_apps import base_eval, base_measures, base_train, chat_sft, paths, tok_eval, tok_train
+from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
 from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
 from nanochat_data.tinyworld import TinyWorld
@@ -164,18 +164,17 @@ def test_fine_tuning_that_is_stopped_and_resumed_ends_with_the_same_weights(corp
         chat_sft.train(replace(fine_tuning, resume_from_step=3))
 
 
-def test_samples_and_core_come_every_so_often_and_at_the_end(corpus, monkeypatch, capsys):
-    bundles = []
-
-    def core(model, tokenizer, bundle, *, max_per_task, world):
-        bundles.append((bundle.name, max_per_task))
-        return SimpleNamespace(core=0.125)
-
-    monkeypatch.setattr(base_measures, "core", core)
-    often = settings(corpus, core=Path("bundle"), core_metric_every=2, core_metric_max_per_task=7, sample_every=4)
+def test_samples_and_core_come_every_so_often_and_at_the_end(corpus, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    (bundle / "eval_data").mkdir(parents=True)
+    task = {"label": "ends", "dataset_uri": "ends.jsonl", "icl_task_type": "language_modeling", "num_fewshot": [1]}
+    (bundle / "core.yaml").write_text(json.dumps({"icl_tasks": [task]}))
+    (bundle / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nends,0\n")
+    items = [{"context": f"{a} and", "continuation": a} for a in ("one", "two", "six", "ten")]
+    (bundle / "eval_data/ends.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    often = settings(corpus, core=bundle, core_metric_every=2, core_metric_max_per_task=3, sample_every=4)
     base_train.train(replace(often, num_iterations=5))
-    assert bundles == [("bundle", 7)] * 3
-    assert load_meta(paths.find_checkpoint("base"))["scores"]["core"] == 0.125
+    assert load_meta(paths.find_checkpoint("base"))["scores"]["core"] >= 0
     lines = read_metrics(paths.checkpoints_root("base") / "tiny" / "metrics.jsonl")
     assert [line["step"] for line in lines if "core" in line] == [2, 4, 5]
     said = capsys.readouterr().err

@@ -101,13 +101,13 @@ def load_task(name: str) -> Task:
 
 def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, world: World, where: torch.device) -> None:
     import nanochat_engine
-    from nanochat_model import GPT
+    from nanochat_model import PackedGPT
     from nanochat_train import EvaluationLog, chat_core, evaluate_chat
 
     from nanochat_apps.answering import EngineWriter, LetterChooser
 
     engine = nanochat_engine.load(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
-    assert isinstance(engine.model, GPT)
+    assert isinstance(engine.model, PackedGPT)
     write = EngineWriter(
         engine,
         num_samples=settings.num_samples,
