@@ -145,7 +145,7 @@ def test_problems_that_do_not_fit_are_wrong_and_said_to_be(settings, tmp_path, c
 
 
 def test_a_model_of_nan_gets_a_clear_result(settings, tmp_path, capsys, monkeypatch):
-    from nanochat_model import GPT
+    from nanochat_model import PackedGPT
 
     real = GPT.forward
     monkeypatch.setattr(GPT, "forward", lambda self, *args, **kwargs: real(self, *args, **kwargs) * math.nan)
