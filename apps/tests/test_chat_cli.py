@@ -162,3 +162,14 @@ def test_ctrl_c_stops_the_answer_only(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     chat_cli.show_piece("a\x1b[31mb\n\tc\x9b")
     assert capsys.readouterr().out == "a␛[31mb\n\tc\ufffd"
+
+
+def test_a_second_turn_reads_only_what_is_new() -> None:
+    chat = answering({"first question, a long one": "A long answer.", "more": "Yes."}, max_context=400)
+    model = chat._engine.model
+    assert isinstance(model, ScriptedLM)
+    list(chat.answer("first question, a long one"))
+    before = model.num_tokens
+    list(chat.answer("more"))
+    # The first answer's last token and marker, the question with its two, assistant-start; then what was said.
+    assert model.num_tokens - before <= 2 + len("more") + 2 + 1 + len("Yes.")

@@ -88,3 +88,11 @@ def test_weight_bytes_are_those_a_step_reads() -> None:
 def test_unknown_quantization_is_refused() -> None:
     with pytest.raises(ValueError, match="quantize='int3'"):
         PackedGPT(random_model(), quantize="int3")
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 64, 65])
+def test_products_of_few_and_of_many_rows(num_rows: int) -> None:
+    weight, x = torch.randn(50, 32), torch.randn(num_rows, 1, 32)
+    y = FrozenLinear(weight, torch.float32)(x)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, x @ weight.T, atol=1e-5, rtol=1e-5)
