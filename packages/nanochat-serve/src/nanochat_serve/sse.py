@@ -21,6 +21,8 @@ Line = dict[str, Any] | str
 Lines = Callable[[int, ChatEvent], list[Line]]
 """From a sample's number and its event to the lines for it."""
 
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` would make one a token
+
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -58,7 +60,7 @@ class EventStream:
 
     async def send(self, line: Line) -> None:
         """Writes one line; raises `ClientLeftError` if nobody takes it."""
-        text = line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
+        text = line if isinstance(line, str) else to_json(line)
         self._spoke = True
         await self._write(f"data: {text}\n\n".encode(errors="ignore"))
 
