@@ -138,11 +138,19 @@ def main() -> None:
             if given.build_only
             else [p for p in packages() if given.package in (None, []) or p.name in given.package]
         )
+        failed = []
         for package in chosen:
             start = time.perf_counter()
             print(f"\n== {package.name}, {given.resolution} dependencies", flush=True)
-            test_alone(package, given.resolution, dist, work)
-            print(f"{package.name} passes its tests alone ({time.perf_counter() - start:.0f} s)", flush=True)
+            try:
+                test_alone(package, given.resolution, dist, work)
+            except subprocess.CalledProcessError as error:
+                failed.append(package.name)
+                print(f"{package.name} fails: {error}", flush=True)
+            else:
+                print(f"{package.name} passes its tests alone ({time.perf_counter() - start:.0f} s)", flush=True)
+    if failed:
+        sys.exit(f"failed with {given.resolution} dependencies: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

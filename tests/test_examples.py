@@ -41,7 +41,7 @@ def command(example: str, file: str, *arguments: str) -> list[str]:
 
 def run(example: str, file: str, *arguments: str) -> str:
     done = subprocess.run(
-        command(example, file, *arguments), capture_output=True, encoding="utf-8", timeout=300, check=False
+        command(example, file, *arguments), capture_output=True, encoding="utf-8", timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -55,7 +55,7 @@ class Words:
         return self.bos_id if name == "<|bos|>" else None
 
 
-def train(folder: Path, *, num_iterations: int = 40) -> tuple[Engine, list[float]]:
+def train(folder: Path, *, num_iterations: int = 80) -> tuple[Engine, list[float]]:
     """A tiny model on the text files of a folder, and the loss of each step."""
     tokenizer = Words(TEXT)
     check_tokenizer(tokenizer)

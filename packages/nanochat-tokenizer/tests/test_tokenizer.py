@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nanochat_tokenizer import (
     SPECIAL_TOKENS,
@@ -15,6 +15,9 @@ from nanochat_tokenizer import (
     visualize,
 )
 from nanochat_tokenizer.testing import byte_tokenizer, check_tokenizer
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 CORPUS = [f"The cat number {i} sat on the mat and counted to {i * i}. Ça va, naïve café?" for i in range(200)]
 TOKENIZER = train_tokenizer(CORPUS, vocab_size=400)
