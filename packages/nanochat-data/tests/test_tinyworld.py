@@ -93,8 +93,12 @@ def test_choices_are_four_different_ones_in_the_documented_form():
         assert lines[0].startswith("Multiple Choice question: ")
         assert [line[-2:] for line in lines[1:5]] == ["=A", "=B", "=C", "=D"]
         assert len({line[2:-2] for line in lines[1:5]}) == 4
-        assert lines[5:] == ["", "Respond only with the letter of the correct answer."]
-        assert conversation["messages"][1]["content"] in "ABCD"
+        answer = conversation["messages"][1]["content"]
+        if lines[6] == "Respond with the line of the correct answer.":
+            assert answer in lines[1:5]
+        else:
+            assert lines[5:] == ["", "Respond only with the letter of the correct answer."]
+            assert answer in "ABCD"
 
 
 def test_a_task_has_a_length_and_grades():
