@@ -35,7 +35,7 @@ def test_without_a_compiler_every_step_stays_eager(
     with caplog.at_level(logging.WARNING):
         engine = Engine(TinyLM(), ByteTokenizer(), compile=True)
         assert isinstance(engine.model_step, CompiledStep)
-        assert not engine.model_step.wait(60)
+        assert not engine.model_step.wait(600)
     assert "decoding stays eager, as compiling failed: no C++ compiler" in caplog.text
     assert "long story" not in caplog.text
     assert answer(engine) == answer(Engine(TinyLM(), ByteTokenizer()))
@@ -48,7 +48,7 @@ def test_answers_begin_before_compiling_has_ended_and_then_use_it(monkeypatch: p
     calls: list[int] = []
 
     def slow_compile(function: Any, **_: Any) -> Any:
-        release.wait(60)
+        release.wait(600)
 
         def graph(token_ids: torch.Tensor, *tensors: Any) -> Any:
             calls.append(token_ids.size(0))
@@ -62,7 +62,7 @@ def test_answers_begin_before_compiling_has_ended_and_then_use_it(monkeypatch: p
     assert calls == []
     release.set()
     assert isinstance(engine.model_step, CompiledStep)
-    assert engine.model_step.wait(60)
+    assert engine.model_step.wait(600)
     calls.clear()
     assert answer(engine) == expected
     assert calls == [1] * (len(expected) - len(PROMPT) - 1)

@@ -59,10 +59,9 @@ class GraphStep:
         if width > 1 or view.start or view.logits_at is not None or not self._works:
             return None
         cache = view.cache
-        size = (
-            round_up(num_rows, 1, cache.batch_size),
-            round_up(view.token_ids.size(1), MIN_SLOTS, cache.seq_len),
-        )
+        num_slots = view.token_ids.size(1)
+        most_slots = max(num_slots, cache.seq_len // MIN_SLOTS * MIN_SLOTS)
+        size = (round_up(num_rows, 1, cache.batch_size), round_up(num_slots, MIN_SLOTS, most_slots))
         held = self._captured.setdefault(cache, {})
         if size not in held:
             calls = self._num_calls.setdefault(cache, {})

@@ -17,6 +17,8 @@ from nanochat_engine.steps import EagerStep, ModelStep
 
 SLOT_BUCKET = 64
 """Slots a view is rounded up to, so that few different shapes occur."""
+SPARE_SLOTS = 1
+"""Slots beyond the last bucket: no view spans a whole cache, whose layout a compiled step would take for another case."""
 
 
 class Runner(Protocol):
@@ -87,7 +89,7 @@ class CachedRunner:
         self._cache: KVCache | None = None
 
     def bytes_for(self, num_rows: int, num_tokens: int) -> int:
-        return num_rows * self.exact_bytes(_bucket(num_tokens))
+        return num_rows * self.exact_bytes(_bucket(num_tokens) + SPARE_SLOTS)
 
     def exact_bytes(self, num_tokens: int) -> int:
         spec = self._spec
@@ -96,14 +98,14 @@ class CachedRunner:
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
         old = self._cache
-        if old is not None and num_rows <= old.batch_size and num_tokens <= old.seq_len:
+        if old is not None and num_rows <= old.batch_size and num_tokens <= old.seq_len - SPARE_SLOTS:
             return
         num_rows, num_slots = self._size(num_rows, _bucket(num_tokens))
         spec = self._spec
         self._cache = KVCache(
             batch_size=num_rows,
             num_heads=spec.num_kv_heads,
-            seq_len=num_slots,
+            seq_len=num_slots + SPARE_SLOTS,
             head_dim=spec.head_dim,
             num_layers=spec.num_layers,
             device=self._device,
@@ -115,7 +117,7 @@ class CachedRunner:
     def _size(self, num_rows: int, num_slots: int) -> tuple[int, int]:
         """Rows and slots of a cache with room for these, larger if the budget allows, so that it seldom has to grow."""
         if self._cache is not None:
-            old_rows, old_slots = self._cache.batch_size, self._cache.seq_len
+            old_rows, old_slots = self._cache.batch_size, self._cache.seq_len - SPARE_SLOTS
             larger_rows = old_rows if num_rows <= old_rows else min(max(num_rows, 2 * old_rows), self._max_rows)
             larger_slots = old_slots if num_slots <= old_slots else min(max(num_slots, 2 * old_slots), self._max_slots)
             for size in ((larger_rows, larger_slots), (max(num_rows, old_rows), max(num_slots, old_slots))):
@@ -125,7 +127,7 @@ class CachedRunner:
 
     def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
         cache = self._held()
-        slots = min(_bucket(cache.host_lengths[row] + len(token_ids)), cache.seq_len)
+        slots = _bucket(cache.host_lengths[row] + len(token_ids))
         last = torch.tensor([len(token_ids) - 1], device=self._device)
         view = cache.view(row, row + 1, slots, logits_at=last)
         logits = self._step(torch.tensor([list(token_ids)], device=self._device), view)
@@ -134,7 +136,7 @@ class CachedRunner:
     def decode(self, token_ids: Sequence[int | None]) -> Tensor:
         cache = self._held()
         num_rows = len(token_ids)
-        slots = min(_bucket(max(cache.host_lengths[:num_rows]) + 1), cache.seq_len)
+        slots = _bucket(max(cache.host_lengths[:num_rows]) + 1)
         counts = [int(token is not None) for token in token_ids]
         view = cache.view(0, num_rows, slots, None if all(counts) else counts)
         chunk = torch.tensor([[token or 0] for token in token_ids], device=self._device)
