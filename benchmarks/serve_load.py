@@ -1,7 +1,7 @@
 """Load on a chat server: clients that ask again and again (closed loop), or requests that come at a rate (open loop).
 
 uv run python benchmarks/serve_load.py                        # chat-web on a random depth-4 model, and the bare engine
-uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-args --max-requests-per-client 64
+uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-args="--max-requests-per-client 64"
 uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests a second, whatever the server does
 uv run python benchmarks/serve_load.py --url http://127.0.0.1:8000
 
@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -44,8 +45,8 @@ class Settings:
     """Open loop instead: requests a second, at random moments."""
     duration_s: float = 20.0
     max_tokens: int = 64
-    serve_args: tuple[str, ...] = ()
-    """More flags for chat-web."""
+    serve_args: str = ""
+    """More flags for chat-web, in quotes after a `=`."""
     bare: bool = True
     """Whether to measure the engine without a server too."""
 
@@ -237,7 +238,7 @@ def main(settings: Settings) -> None:
             if settings.bare:
                 rate, used_s = measure_engine(checkpoint, min(settings.clients, 32), settings.max_tokens)
                 row |= {"bare_engine_tok_s": round(rate), "bare_engine_cpu_ms_a_token": round(1000 * used_s, 3)}
-            url, pids = stack.enter_context(chat_web(base, settings.serve_args))
+            url, pids = stack.enter_context(chat_web(base, shlex.split(settings.serve_args)))
         seen, took_s = asyncio.run(load(url, settings, pids))
         row |= {
             "seconds": round(took_s, 1),
