@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from nanochat_apps.cli import UsageError
-from nanochat_apps.paths import base_dir, checkpoints_root, find_checkpoint, tokenizer_dir
+from nanochat_apps.paths import base_dir, checkpoints_root, find_checkpoint, model_name, tokenizer_dir
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +60,9 @@ def test_what_is_missing_is_said_in_one_line() -> None:
         find_checkpoint("base", tag="d4", step=11)
     with pytest.raises(ValueError, match="'mid' is not one of base, sft, rl"):
         find_checkpoint("mid")
+
+
+def test_a_model_is_called_by_its_tag_or_its_directory(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_name(complete("sft", "d12", 90)) == "d12"
+    monkeypatch.chdir(base)
+    assert model_name(Path("my-bundle")) == "my-bundle"

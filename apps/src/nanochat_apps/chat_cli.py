@@ -152,7 +152,7 @@ def chat(settings: Settings) -> int:
     if settings.prompt is not None:
         _show(talk.answer(_as_utf8(settings.prompt)))
         return 0
-    print(f"{checkpoint.parent.name}/{checkpoint.name} on {device}. clear: start over; quit or Ctrl-D: leave.")
+    print(f"{paths.model_name(checkpoint)} ({checkpoint.name}) on {device}. clear: start over; quit or Ctrl-D: leave.")
     converse(talk)
     return 0
 

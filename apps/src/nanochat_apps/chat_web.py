@@ -128,7 +128,7 @@ def serve(settings: Settings) -> int:
             cors_origins=settings.cors_origin,
             behind_proxy=settings.behind_proxy,
             log_conversations=settings.log_conversations,
-            model_name=checkpoint.parent.name,
+            model_name=paths.model_name(checkpoint),
         )
         asyncio.run(run_server(pool, server_settings, listener, settings.drain_s))
     return 0
@@ -231,7 +231,9 @@ def announce(
     if settings.dtype is None and dtype == torch.float32:
         print("computing in float32: bfloat16 is slow here")
     where = ", ".join(map(str, devices))
-    print(f"serving {checkpoint.parent.name}/{checkpoint.name} on {where}: open http://{host}:{port}", flush=True)
+    print(
+        f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open http://{host}:{port}", flush=True
+    )
     if everywhere and not has_key:
         print(
             f"warning: whoever reaches port {port} of this machine can use http://{host}:{port} without a key; "

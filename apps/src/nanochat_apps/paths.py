@@ -78,6 +78,12 @@ def checkpoint_digest(checkpoint: Path) -> str:
     return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
 
 
+def model_name(checkpoint: Path) -> str:
+    """What to call the model: the tag of a step's directory, the name of any other directory."""
+    directory = checkpoint.resolve()
+    return directory.parent.name if re.fullmatch(r"step_\d+", directory.name) else directory.name
+
+
 def _steps(tag_folder: Path) -> dict[int, Path]:
     """Complete checkpoints of a tag by step: the manifest is written last."""
     if not tag_folder.is_dir():
