@@ -73,10 +73,12 @@ class EngineBackend:
         prompt = self._render(request)
         reader = AnswerReader(self._tokenizer, SPECIAL_TOKENS, request.stop)
         completion_tokens = 0
+        cached_tokens = 0
         reason: FinishReason = "stop"
         async with self._engine.stream(self._engine_request(request, prompt)) as events:
             async for event in events:
                 reason = event.finished or reason
+                cached_tokens = event.num_cached or cached_tokens
                 if event.token_id is None or event.finished == "stop":
                     break
                 completion_tokens += 1
@@ -87,7 +89,9 @@ class EngineBackend:
                     break
         for piece in reader.finish():
             yield _as_event(piece)
-        yield Finished(reason=reason, prompt_tokens=len(prompt), completion_tokens=completion_tokens)
+        yield Finished(
+            reason=reason, prompt_tokens=len(prompt), completion_tokens=completion_tokens, cached_tokens=cached_tokens
+        )
 
     def status(self) -> BackendStatus:
         worker = WorkerStatus(
@@ -117,6 +121,7 @@ class EngineBackend:
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_k=request.top_k,
+            top_p=request.top_p,
             seed=secrets.randbits(62) if request.seed is None else request.seed,
         )
 

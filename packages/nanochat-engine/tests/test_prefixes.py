@@ -38,6 +38,17 @@ def test_a_second_turn_reads_only_what_is_new() -> None:
     assert model.num_tokens - before == 1 + 3  # the last token of the first answer was said, not read
 
 
+def test_the_last_event_says_how_much_was_not_read_again() -> None:
+    batcher = Batcher(ScriptedLM(lambda history: 65), TOKENIZER, prefix_budget_bytes=1 << 20)
+    counts = []
+    for _ in range(2):
+        batcher.submit(Request(token_ids=[1] * 50, max_tokens=3, num_samples=2))
+        events = [event for _ in range(5) for event in batcher.step()]
+        counts.append([event.num_cached for event in events if event.finished])
+        assert not any(event.num_cached for event in events if not event.finished)
+    assert counts == [[0, 0], [49, 49]]
+
+
 def test_without_a_budget_nothing_is_kept() -> None:
     model = ScriptedLM(lambda history: 65)
     batcher = Batcher(model, TOKENIZER)

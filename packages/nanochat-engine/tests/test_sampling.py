@@ -32,13 +32,29 @@ def test_frequencies_are_those_of_the_softmax(temperature: float, top_k: int | N
     assert frequencies[expected == 0].sum() == 0
 
 
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize(("top_p", "num_kept"), [(0.01, 1), (0.6, 2), (0.93, 4), (1.0, 5)])
+def test_top_p_keeps_the_fewest_likeliest_that_sum_to_it(top_p: float, num_kept: int, top_k: int | None) -> None:
+    probs = torch.tensor([0.3, 0.4, 0.0, 0.1, 0.15, 0.05])
+    if top_k is not None:
+        probs[probs < 0.1] = 0.0
+        num_kept = min(num_kept, 4)
+    kept = torch.where(probs >= probs.sort(descending=True).values[num_kept - 1], probs, 0.0)
+    drawn = sample_next_token(probs.log().expand(40_000, -1), generator(3), 1.0, top_k, top_p)[:, 0]
+    frequencies = torch.bincount(drawn, minlength=6) / 40_000
+    assert (frequencies - kept / kept.sum()).abs().max() < 0.01
+    assert frequencies[kept == 0].sum() == 0
+
+
 def test_a_row_draws_the_same_alone_and_among_others() -> None:
     logits = torch.randn(6, 50, generator=generator(0)).round()  # rounded: many ties
     temperatures = [1.0, 0.0, 0.7, 2.0, 1.0, 0.0]
     top_ks = [None, 5, 3, 0, 3, None]
-    together = sample_next_token(logits, [generator(i) for i in range(6)], temperatures, top_ks)
+    top_ps = [1.0, 0.5, 0.9, 0.9, 1.0, 1.0]
+    together = sample_next_token(logits, [generator(i) for i in range(6)], temperatures, top_ks, top_ps)
     for row in range(6):
-        alone = sample_next_token(logits[row : row + 1], [generator(row)], temperatures[row], top_ks[row])
+        one = logits[row : row + 1]
+        alone = sample_next_token(one, [generator(row)], temperatures[row], top_ks[row], top_ps[row])
         assert alone.item() == together[row].item()
 
 

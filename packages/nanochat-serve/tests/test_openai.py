@@ -66,7 +66,7 @@ def test_chunks_share_an_id_and_end_with_done():
         (ask(n=0), "n"),
         (ask(stream="yes"), "stream"),
         (ask(stream_options=3), "stream_options"),
-        (ask(top_p=0.5), "top_p"),
+        (ask(top_p=0), "top_p"),
         (ask(response_format={"type": "json_object"}), "response_format"),
         (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
         (ask(None), "messages[0].content"),

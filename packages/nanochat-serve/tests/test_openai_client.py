@@ -114,8 +114,8 @@ def test_errors_are_its_own():
     async def use(client: openai.AsyncOpenAI) -> None:
         create = client.chat.completions.create
         with pytest.raises(openai.BadRequestError) as refused:
-            await create(model="any", messages=ASKED, top_p=0.5)
-        assert refused.value.param == "top_p"
+            await create(model="any", messages=ASKED, logprobs=True)
+        assert refused.value.param == "logprobs"
         with pytest.raises(openai.BadRequestError) as full:
             await create(model="any", messages=ASKED)
         assert full.value.code == "context_length_exceeded"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -29,19 +29,21 @@ class _Channel:
         self.request_id: int | None = None
         self.num_open = request.num_samples
         self.queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._loop = loop
+        self.loop = loop
 
-    def deliver(self, items: list[Event | Exception]) -> bool:
-        """From the engine's thread. False if the loop is gone, and with it whoever listened."""
-        try:
-            self._loop.call_soon_threadsafe(self._put, items)
-        except RuntimeError:
-            return False
-        return True
 
-    def _put(self, items: list[Event | Exception]) -> None:
-        for item in items:
-            self.queue.put_nowait(item)
+def _deliver(loop: asyncio.AbstractEventLoop, items: Sequence[tuple[_Channel, Event | Exception]]) -> bool:
+    """From the engine's thread, waking the loop once. False if the loop is gone, and with it whoever listened."""
+    try:
+        loop.call_soon_threadsafe(_put, items)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _put(items: Sequence[tuple[_Channel, Event | Exception]]) -> None:
+    for channel, item in items:
+        channel.queue.put_nowait(item)
 
 
 class EventStream(AsyncIterator[Event]):
@@ -183,7 +185,7 @@ class AsyncEngine:
             self._closing = True
             left = [*self._channels.values(), *self._submitted]
         for channel in left:
-            channel.deliver([self._failure or RuntimeError("the engine was closed")])
+            _deliver(channel.loop, [(channel, self._failure or RuntimeError("the engine was closed"))])
 
     def _take_over(self) -> bool:
         """Carries out the commands given since the last step, waiting for one if idle; False when closing."""
@@ -201,13 +203,16 @@ class AsyncEngine:
         return True
 
     def _hand_out(self, events: list[Event]) -> None:
-        by_request: dict[int, list[Event | Exception]] = {}
+        """A step's events to their loops, each of which is woken once for all of its requests."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Channel, Event | Exception]]] = {}
         for event in events:
-            by_request.setdefault(event.request_id, []).append(event)
-        for request_id, own in by_request.items():
-            channel = self._channels[request_id]
-            channel.num_open -= sum(isinstance(event, Event) and event.finished is not None for event in own)
+            channel = self._channels[event.request_id]
+            channel.num_open -= event.finished is not None
             if not channel.num_open:
-                del self._channels[request_id]
-            if not channel.deliver(own):
-                self._batcher.cancel(request_id)
+                del self._channels[event.request_id]
+            by_loop.setdefault(channel.loop, []).append((channel, event))
+        for loop, items in by_loop.items():
+            if not _deliver(loop, items):
+                for request_id in {channel.request_id for channel, _ in items} - {None}:
+                    assert request_id is not None
+                    self._batcher.cancel(request_id)

@@ -165,6 +165,8 @@ class Batcher:
         kept, prefill.num_read = self._prefixes.find(prefill.token_ids)
         if kept is not None:
             self._runner.restore_row(self._rows.index(prefill.rows[0]), kept, prefill.num_read)
+        for row in prefill.rows:
+            row.num_cached = prefill.num_read
 
     def _take_answers(self) -> None:
         """Forces the answers of tools that have one; rests a moment if all that could be done is to wait for one."""
@@ -239,6 +241,7 @@ class Batcher:
             [row.generator for row in rows],
             [row.request.temperature for row in rows],
             [row.request.top_k for row in rows],
+            [row.request.top_p for row in rows],
         )
         return [int(token) for token in tokens[:, 0].tolist()]
 
@@ -247,7 +250,14 @@ class Batcher:
         row.token_ids.append(token)
         finished = self._finish_reason(row, token, mask)
         self._events.append(
-            Event(request_id=row.request_id, sample=row.sample, token_id=token, mask=mask, finished=finished)
+            Event(
+                request_id=row.request_id,
+                sample=row.sample,
+                token_id=token,
+                mask=mask,
+                finished=finished,
+                num_cached=row.num_cached if finished else 0,
+            )
         )
         if finished:
             self._retire(row, keep=True)

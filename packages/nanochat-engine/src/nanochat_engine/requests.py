@@ -23,6 +23,8 @@ class Request:
     """0 is greedy."""
     top_k: int | None = None
     """Likeliest tokens to sample from; None or 0: the whole vocabulary."""
+    top_p: float = 1.0
+    """Of those, the fewest likeliest whose probabilities sum to it."""
     seed: int = 42
     """Each sample draws from a generator of its own, made of this."""
     stop_ids: Sequence[int] = ()
@@ -42,7 +44,7 @@ class Request:
             raise ValueError(f"max_tokens={self.max_tokens} must be None or at least 0")
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples} must be at least 1")
-        check_sampling(self.temperature, self.top_k)
+        check_sampling(self.temperature, self.top_k, self.top_p)
 
     def token_limit(self, max_context: int) -> int:
         """Tokens a sample may generate."""
@@ -62,5 +64,7 @@ class Event:
     """1: sampled; 0: forced by a tool."""
     finished: FinishReason | None = None
     """`stop` comes with the token that ended the sample."""
+    num_cached: int = 0
+    """Prompt tokens that were not read, as an earlier row had left them in the cache; with the sample's last event."""
     error: Exception | None = None
     """What the model raised, if `finished` is `error`."""

@@ -26,6 +26,8 @@ class Row:
     tool: ToolState
     token_ids: list[int]
     """The prompt and what was generated."""
+    num_cached: int = 0
+    """Prompt tokens that an earlier row had read."""
     call: ToolCall | None = None
     """A tool at work; the row rests until it answers."""
     forced: deque[int] = field(default_factory=deque)

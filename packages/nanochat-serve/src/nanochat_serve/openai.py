@@ -29,7 +29,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
-    "top_p": (None, 1),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "suffix": (None, ""),

@@ -18,6 +18,8 @@ class ChatRequest:
     temperature: float
     top_k: int | None
     """None: the whole vocabulary."""
+    top_p: float = 1.0
+    """Of those, the fewest likeliest tokens whose probabilities sum to it."""
     max_tokens: int
     seed: int | None = None
     """None: another answer each time."""

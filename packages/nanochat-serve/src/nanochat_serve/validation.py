@@ -30,9 +30,13 @@ def parse_sampling(body: Mapping[str, Any], settings: ServerSettings) -> dict[st
     seed = body.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63):
         raise InvalidRequestError("seed", "must be a whole number of at least 0 and less than 2^63")
+    top_p = _number(body, "top_p", 1.0)
+    if not 0 < top_p <= 1:
+        raise InvalidRequestError("top_p", "must be above 0 and at most 1")
     return {
         "temperature": min(max(_number(body, "temperature", settings.temperature), 0.0), MAX_TEMPERATURE),
         "top_k": min(max(whole_number(body, "top_k", settings.top_k), 0), MAX_TOP_K) or None,
+        "top_p": top_p,
         "max_tokens": min(max(whole_number(body, "max_tokens", settings.max_tokens), 1), MAX_TOKENS),
         "seed": seed,
         "stop": _stops(body.get("stop")),
