@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import nanochat_engine
 import torch
@@ -35,21 +36,38 @@ def create_backend(
     dtype: torch.dtype | None = None,
     max_rows: int = 32,
     kv_budget_bytes: int | None = None,
+    quantize: Literal["int8"] | None = None,
+    compile: bool = False,
 ) -> EngineBackend:
     """Loads a checkpoint and starts an engine on it; takes as long as reading the files does.
 
     At most `max_rows` answers are written at a time, others wait. Raises `ValueError` naming the file that is missing or
     damaged.
     """
-    engine = nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype)
+    engine = nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype, quantize=quantize, compile=compile)
     return EngineBackend(engine, max_rows=max_rows, kv_budget_bytes=kv_budget_bytes)
 
 
-def create_worker(*, checkpoint_dir: str, device: str, dtype: str, max_rows: int) -> EngineBackend:
+def create_worker(
+    *,
+    checkpoint_dir: str,
+    device: str,
+    dtype: str,
+    max_rows: int,
+    quantize: Literal["int8"] | None = None,
+    compile: bool = False,
+) -> EngineBackend:
     """`create_backend` out of plain strings, for a worker process of its own (`nanochat_serve.WorkerPool`)."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    return create_backend(checkpoint_dir, device=device, dtype=getattr(torch, dtype), max_rows=max_rows)
+    return create_backend(
+        checkpoint_dir,
+        device=device,
+        dtype=getattr(torch, dtype),
+        max_rows=max_rows,
+        quantize=quantize,
+        compile=compile,
+    )
 
 
 class EngineBackend:
