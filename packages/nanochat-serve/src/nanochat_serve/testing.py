@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -88,24 +89,38 @@ async def _collect(backend: ChatBackend, request: ChatRequest) -> list[ChatEvent
 def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
     """Meanwhile collects what held an event loop up for longer than the limit, whether it computed or waited.
 
-    Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm. A loop
-    that waits is only noticed in a program of one thread: else it may have waited for its turn to run Python.
+    Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm, nor does
+    Python's collection of garbage, which takes as long as the whole program has objects. A loop that waits is only noticed
+    in a program of one thread: else it may have waited for its turn to run Python.
     """
     blocks: list[str] = []
     run = asyncio.Handle._run
+    collecting = threading.local()
+
+    def on_garbage(phase: str, _: object) -> None:
+        now_s = time.thread_time()
+        if phase == "start":
+            collecting.since_s = now_s
+        elif hasattr(collecting, "since_s"):
+            collecting.total_s = getattr(collecting, "total_s", 0.0) + now_s - collecting.since_s
+
+    def computed() -> float:
+        return time.thread_time() - float(getattr(collecting, "total_s", 0.0))
 
     def watched(handle: asyncio.Handle) -> None:
-        wall, computed, waits = time.perf_counter(), time.thread_time(), _num_waits()
+        wall, before_s, waits = time.perf_counter(), computed(), _num_waits()
         run(handle)
-        wall_s, computed_s = time.perf_counter() - wall, time.thread_time() - computed
+        wall_s, computed_s = time.perf_counter() - wall, computed() - before_s
         waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
         if computed_s > limit_s or waited:
             blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
 
     asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
+    gc.callbacks.append(on_garbage)
     try:
         yield blocks
     finally:
+        gc.callbacks.remove(on_garbage)
         asyncio.Handle._run = run  # type: ignore[method-assign]
 
 
