@@ -126,7 +126,7 @@ def time_optimizer(loop: TrainingLoop) -> list[float]:
     durations: list[float] = []
     step = loop.optimizer.step
 
-    def timed(closure=None):
+    def timed(closure: Callable[[], float] | None = None) -> None:
         start = CLOCK()
         step(closure)
         durations.append(CLOCK() - start)
@@ -197,9 +197,9 @@ def profile() -> None:
     optimizer_step, summed = loop.optimizer.step, defaultdict(float)
     step_seconds(loop, rounds=0)
 
-    def marked_step(closure=None):
+    def marked_step(closure: Callable[[], float] | None = None) -> None:
         with record_function("part::optimizer"):
-            return optimizer_step(closure)
+            optimizer_step(closure)
 
     loop.optimizer.step = marked_step  # type: ignore[method-assign]
     with run_profiler(activities=[ProfilerActivity.CPU]) as profiler:

@@ -12,7 +12,12 @@ from nanochat_apps import base_measures, base_setup, cli, device, distributed, f
 
 if TYPE_CHECKING:
     import torch
+    from nanochat_data import TextSource
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
     from nanochat_train import World
+
+    from nanochat_apps.training_run import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,13 +117,11 @@ def pretrain(settings: Settings) -> bool:
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import Prefetcher, PretrainLoader, load_core_bundle, open_text_source
+    from nanochat_data import Prefetcher, PretrainLoader, open_text_source
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import LossScale, Pretraining, TrainingLoop, param_groups
 
     from nanochat_apps.training_run import (
-        Evaluation,
-        Findings,
         TrainingRun,
         chosen_sinks,
         make_optimizer,
@@ -167,26 +170,6 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
 
-    def validation() -> Findings:
-        with fp8.in_bfloat16(model):
-            bpb = base_measures.text_bpb(
-                model, tokenizer, val_source, rows=rows, max_tokens=settings.eval_tokens, world=world
-            ).bpb
-        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
-
-    core_tasks = (
-        load_core_bundle(settings.core, max_per_task=settings.core_metric_max_per_task) if settings.core else []
-    )
-
-    def core() -> Findings:
-        with fp8.in_bfloat16(model):
-            score = base_measures.core(model, tokenizer, core_tasks, rows=rows, world=world).core
-        return Findings({"core": score}, [f"CORE {score:.4f}"])
-
-    def samples() -> Findings:
-        with fp8.in_bfloat16(model):
-            return Findings({}, base_measures.samples(model, tokenizer) if world.is_main else [])
-
     meta = {
         "settings": settings_as_json(settings),
         "lr_scale": recipe.lr_scale,
@@ -220,16 +203,47 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             meta=meta,
             total_steps=recipe.num_iterations,
             device=where,
-            evaluations=[
-                Evaluation(settings.eval_every, validation),
-                Evaluation(settings.core_metric_every if settings.core else 0, core),
-                Evaluation(settings.sample_every, samples),
-            ],
+            evaluations=evaluations(settings, model, tokenizer, val_source, rows, world),
             save_every=settings.save_every,
             keep_last=settings.keep,
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
         )
         return run.run()
+
+
+def evaluations(
+    settings: Settings, model: GPT, tokenizer: Tokenizer, val_source: TextSource, rows: int, world: World
+) -> list[Evaluation]:
+    """What is measured as the model trains, in bfloat16 where it trains in float8."""
+    from nanochat_data import load_core_bundle
+
+    from nanochat_apps.training_run import Evaluation, Findings
+
+    core_tasks = (
+        load_core_bundle(settings.core, max_per_task=settings.core_metric_max_per_task) if settings.core else []
+    )
+
+    def validation() -> Findings:
+        with fp8.in_bfloat16(model):
+            bpb = base_measures.text_bpb(
+                model, tokenizer, val_source, rows=rows, max_tokens=settings.eval_tokens, world=world
+            ).bpb
+        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
+
+    def core() -> Findings:
+        with fp8.in_bfloat16(model):
+            score = base_measures.core(model, tokenizer, core_tasks, rows=rows, world=world).core
+        return Findings({"core": score}, [f"CORE {score:.4f}"])
+
+    def samples() -> Findings:
+        with fp8.in_bfloat16(model):
+            return Findings({}, base_measures.samples(model, tokenizer) if world.is_main else [])
+
+    return [
+        Evaluation(settings.eval_every, validation),
+        Evaluation(settings.core_metric_every if core_tasks else 0, core),
+        Evaluation(settings.sample_every, samples),
+    ]
 
 
 def main() -> None:

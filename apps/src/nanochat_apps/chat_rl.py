@@ -14,7 +14,11 @@ from nanochat_apps import cli, device, distributed, paths
 if TYPE_CHECKING:
     import torch
     from nanochat_data import Task
-    from nanochat_train import RolloutLoader, StepReport, World
+    from nanochat_model import GPT
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import MuonAdamW, RolloutLoader, StepReport, World
+
+    from nanochat_apps.rollouts import Sampler
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -82,67 +86,24 @@ def reinforce(settings: Settings, train_task: Task, test_task: Task) -> bool:
 
 def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_engine import Engine
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import (
-        LossScale,
-        PolicyGradient,
-        Rates,
-        RolloutLoader,
-        TrainingLoop,
-        param_groups,
-        verify_checkpoint,
-    )
+    from nanochat_train import LossScale, PolicyGradient, TrainingLoop, verify_checkpoint
 
-    from nanochat_apps.rollouts import Sampler, pass_rates
-    from nanochat_apps.training_run import (
-        Evaluation,
-        Findings,
-        TrainingRun,
-        chosen_sinks,
-        make_optimizer,
-        resume,
-        settings_as_json,
-    )
+    from nanochat_apps.rollouts import pass_rates
+    from nanochat_apps.training_run import Evaluation, Findings, TrainingRun, chosen_sinks, resume, settings_as_json
 
     start = paths.find_checkpoint("sft", settings.model_tag, settings.model_step)
     verify_checkpoint(start)
     dtype = device.choose_dtype(where, settings.dtype)
     tokenizer = Tokenizer.load(start / "tokenizer")
     model = load_model(start, device=where, dtype=dtype)
-    sampler = Sampler(
-        engine=Engine(model, tokenizer),
-        tokenizer=tokenizer,
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        max_rows=settings.max_rows,
-    )
+    sampler = make_sampler(settings, model, tokenizer)
+    loader = make_loader(settings, sampler, train_task, world)
     num_steps = settings.num_iterations or settings.num_epochs * len(train_task) // settings.examples_per_step
-    loader = RolloutLoader(
-        lambda indices, seeds: sampler.rollouts(
-            [train_task[i] for i in indices], train_task, settings.num_samples, seeds
-        ),
-        num_examples=len(train_task),
-        examples_per_step=settings.examples_per_step,
-        num_samples=settings.num_samples,
-        rows_per_batch=settings.device_batch_size,
-        pad_id=tokenizer.bos_id,
-        seed=settings.seed,
-        identity=sampler.identity,
-        world=world,
-    )
-    rates = Rates(
-        unembedding=settings.unembedding_lr,
-        embedding=settings.embedding_lr,
-        matrix=settings.matrix_lr,
-        scalar=settings.scalar_lr,
-    )
-    groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
     loop = TrainingLoop(
         model,
-        make_optimizer(groups, world, compute_dtype=model.compute_dtype),
+        policy_optimizer(settings, model, world),
         loader,
         PolicyGradient(num_iterations=num_steps, lr_scale=settings.init_lr_frac),
         device=where,
@@ -163,9 +124,8 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         print(f"{len(train_task):,} examples, starting from {start.parent.name}/{start.name}", file=sys.stderr)
 
     def test() -> Findings:
-        rates = pass_rates(
-            sampler, test_task[: settings.eval_examples], settings.eval_samples, seed=settings.seed, world=world
-        )
+        asked = test_task[: settings.eval_examples]
+        rates = pass_rates(sampler, asked, settings.eval_samples, seed=settings.seed, world=world)
         return Findings(rates, ["  ".join(f"{name} {rate:.4f}" for name, rate in rates.items())])
 
     def describe(report: StepReport) -> dict[str, float]:
@@ -191,6 +151,55 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
         more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
     )
     return run.run()
+
+
+def make_sampler(settings: Settings, model: GPT, tokenizer: Tokenizer) -> Sampler:
+    """Samples with the weights that are being trained, as they are at the time."""
+    from nanochat_engine import Engine
+
+    from nanochat_apps.rollouts import Sampler
+
+    return Sampler(
+        engine=Engine(model, tokenizer),
+        tokenizer=tokenizer,
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        max_rows=settings.max_rows,
+    )
+
+
+def make_loader(settings: Settings, sampler: Sampler, task: Task, world: World) -> RolloutLoader:
+    """Rollouts of the task's examples."""
+    from nanochat_train import RolloutLoader
+
+    return RolloutLoader(
+        lambda indices, seeds: sampler.rollouts([task[i] for i in indices], task, settings.num_samples, seeds),
+        num_examples=len(task),
+        examples_per_step=settings.examples_per_step,
+        num_samples=settings.num_samples,
+        rows_per_batch=settings.device_batch_size,
+        pad_id=sampler.tokenizer.bos_id,
+        seed=settings.seed,
+        identity=sampler.identity,
+        world=world,
+    )
+
+
+def policy_optimizer(settings: Settings, model: GPT, world: World) -> MuonAdamW:
+    """With rates of its own and no memory of the stage before."""
+    from nanochat_train import Rates, param_groups
+
+    from nanochat_apps.training_run import make_optimizer
+
+    rates = Rates(
+        unembedding=settings.unembedding_lr,
+        embedding=settings.embedding_lr,
+        matrix=settings.matrix_lr,
+        scalar=settings.scalar_lr,
+    )
+    groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
+    return make_optimizer(groups, world, compute_dtype=model.compute_dtype)
 
 
 class SampleLog:
