@@ -4,7 +4,7 @@ uv run python benchmarks/training.py speed [L|SSSL] [compiled]   # tok/s, share 
 uv run python benchmarks/training.py data                        # a step with a real loader beside one with none
 uv run python benchmarks/training.py profile                     # docs/images/training-step.svg
 uv run python benchmarks/training.py scaling                     # docs/images/training-scaling.svg
-uv run python benchmarks/training.py memory [compiled]           # peak beside weights, gradients and optimizer
+uv run python benchmarks/training.py memory [compiled] [bfloat16] # peak beside weights, gradients and optimizer
 
 With PROCESSOR_TIME=1 everything runs on one thread and durations are seconds of the processor, which a machine that is
 shared with others hardly changes; the matmul peak is then that of one core.
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def make_loop(
     vocab_size: int = 4096,
     tokens: int = 8192,
     windows: str = "L",
+    dtype: torch.dtype = DTYPE,
 ) -> tuple[TrainingLoop, GPT]:
     config = GPTConfig(
         sequence_len=length,
@@ -80,12 +82,12 @@ def make_loop(
         n_embd=width,
         window_pattern=windows,
     )
-    model = GPT(config, compute_dtype=DTYPE).to(DEVICE)
+    model = GPT(config, compute_dtype=dtype).to(DEVICE)
     model.init_weights(0)
     groups = param_groups(model.param_roles(), n_embd=width, rates=Rates(), lr_scale=0.125, weight_decay=0.1)
     loader = RandomRows(vocab_size, tokens // length, length)
     stage = Pretraining(num_iterations=10_000)
-    return TrainingLoop(model, MuonAdamW(groups, compute_dtype=DTYPE), loader, stage, device=DEVICE), model
+    return TrainingLoop(model, MuonAdamW(groups, compute_dtype=dtype), loader, stage, device=DEVICE), model
 
 
 def matmul_flops(rounds: int = 3) -> float:
@@ -273,22 +275,41 @@ def scaling() -> None:
     figure.savefig(IMAGES / "training-scaling.svg", metadata={"Date": None})
 
 
-def memory(compiled: str = "") -> None:
-    """Depth 6, vocabulary 32,768, one micro-batch of 16,384 tokens: peak of the process beside what it must hold anyway."""
-    loop, model = make_loop(depth=6, width=384, vocab_size=32768, tokens=16384, length=1024)
-    if compiled:
+def memory(*options: str) -> None:
+    """Depth 6, vocabulary 32,768, one micro-batch of 16,384 tokens: the most there is beside what must be held anyway.
+
+    Counted twice: bytes that are allocated at a time, and pages of the process, which fragmentation makes more.
+    """
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as run_profiler
+
+    dtype = torch.bfloat16 if "bfloat16" in options else DTYPE
+    loop, model = make_loop(depth=6, width=384, vocab_size=32768, tokens=16384, length=1024, dtype=dtype)
+    if "compiled" in options:
         compile_loss(loop, model)
-    counts = model.param_counts()
-    held = 4 * (2 * counts["total"] + counts["matrix"] + 2 * (counts["total"] - counts["matrix"]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - 4 * counts["total"]
-    step_seconds(loop, rounds=1)  # the second step finds the optimizer's states beside it
+    parameters = list(model.parameters())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - sum(p.nbytes for p in parameters)
+    step_seconds(loop, rounds=0)
+    with run_profiler(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step_seconds(loop, rounds=1, warmup=0)  # the second step finds the optimizer's states beside it
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    states = sum(x.nbytes for state in loop.optimizer.state.values() for x in state.values() if torch.is_tensor(x))
+    held = sum(2 * p.nbytes for p in parameters) + states
     row = {
-        "compiled": bool(compiled),
+        "compiled": "compiled" in options,
+        "dtype": str(dtype),
         "gib_weights_gradients_optimizer": round(held / 2**30, 2),
-        "gib_beside_them": round((peak - before - held) / 2**30, 2),
+        "gib_allocated_beside_them": round(most_allocated(profiler) / 2**30, 2),
+        "gib_resident_beside_them": round((peak - before - held) / 2**30, 2),
     }
     print(json.dumps(row))
+
+
+def most_allocated(profiler: torch.profiler.profile) -> int:
+    """The most bytes of tensors made since the profile began that were there at a time, gradients among them."""
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return max(accumulate(nbytes for _, nbytes in changes))
 
 
 if __name__ == "__main__":

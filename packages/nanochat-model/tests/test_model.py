@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nanochat_model import GPT, GPTConfig, convert
-from nanochat_model.activations import relu_squared
+from nanochat_model.activations import relu_squared, rms_norm
 from nanochat_model.attention import cached_attention, causal_attention
 from nanochat_model.loss import softcap_logits, summed_loss, token_losses
 from nanochat_model.testing import PlainKVCache, check_cached_equals_full
@@ -235,3 +235,27 @@ def test_the_squared_relu_has_its_derivative_and_keeps_one_tensor(dtype):
     (y * weight).sum().backward()
     (expected * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_has_its_derivative_and_keeps_its_output(dtype, eps):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 64, generator=generator) * torch.tensor([1e-4, 1e-2, 1.0, 30.0, 0.0])[:, None, None]
+    exact = x.to(dtype).double().requires_grad_()
+    ours = x.to(dtype).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = rms_norm(ours, eps)
+    expected = torch.nn.functional.rms_norm(exact, (64,), eps=torch.finfo(torch.float32).eps if eps is None else eps)
+    torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-30)
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm(ours, eps), y)  # inference takes torch's own
+    assert sorted(tensor.numel() for tensor in kept) == [15, 960]
+    assert any(torch.equal(tensor, y) for tensor in kept)
+    weight = torch.randn(y.shape, generator=generator).to(dtype)
+    (y * weight).sum().backward()
+    (expected * weight.double()).sum().backward()
+    for row, exact_row in zip(ours.grad.double(), exact.grad, strict=True):
+        tolerance = 4 * torch.finfo(dtype).eps * float(exact_row.abs().max())
+        torch.testing.assert_close(row, exact_row, rtol=0, atol=tolerance)

@@ -1,10 +1,12 @@
 """Attention of the GPT: rotary embeddings, and causal attention over a whole sequence, a sliding window or a KV cache.
 
-Shapes: B batch, T time, S cache slots, H query heads, K KV heads, D head dim.
+Shapes: B batch, T time, S cache slots, H query heads, K KV heads, D head dim. Scores are q . k * scale / sqrt(D): the
+model's own `scale` is handed on, since multiplying q and k by it would make copies that training has to keep.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,23 +37,24 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float = 1.0) -> Tensor:
     """Attention of each query to itself and up to `window` keys on its left.
 
     q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D).
     """
     group = q.size(2) // k.size(2)
+    scale /= math.sqrt(q.size(-1))
     q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q, k, v))
     if group > 1:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     if window + 1 >= q.size(1):
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=scale)
     elif _has_block_kernel(q.device):
         y_BHTD = _compiled_flex_attention()(
-            q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(q.size(1), window, q.device)
+            q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(q.size(1), window, q.device), scale=scale
         )
     else:
-        y_BHTD = _banded_attention(q_BHTD, k_BHTD, v_BHTD, window)
+        y_BHTD = _banded_attention(q_BHTD, k_BHTD, v_BHTD, window, scale)
     return y_BHTD.transpose(1, 2)
 
 
@@ -78,7 +81,7 @@ def _compiled_flex_attention() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
     """Sliding windows (B, H, T, D): blocks of `window` queries, each over its own and the previous block of keys.
 
     Costs T * 2 * window scores instead of T * T and needs no (T, T) mask.
@@ -95,16 +98,18 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     mask = seen.repeat(num_blocks, 1, 1)
     mask[0, :, :block] = False
     q, k, v = (x.flatten(1, 2) for x in (q, k, v))  # heads and blocks side by side: (B, H * blocks, ., D)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(H, 1, 1)[None])
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(H, 1, 1)[None], scale=scale)
     return y.view(B, H, num_blocks * block, D)[:, :, :T]
 
 
-def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, *, window: int) -> Tensor:
+def cached_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, *, window: int, scale: float = 1.0
+) -> Tensor:
     """Attention of a chunk's queries to a cache that already holds the chunk.
 
     q (B, T, H, D), caches (B, S, K, D), positions (B, T): a key at slot s is seen when 0 <= position - s <= window.
     """
-    return masked_attention(q, k_cache, v_cache, visible_slots(positions, k_cache.size(1), window))
+    return masked_attention(q, k_cache, v_cache, visible_slots(positions, k_cache.size(1), window), scale=scale)
 
 
 def visible_slots(positions: Tensor, num_slots: int, window: int) -> Tensor:
@@ -113,7 +118,7 @@ def visible_slots(positions: Tensor, num_slots: int, window: int) -> Tensor:
     return (distance >= 0) & (distance <= window)
 
 
-def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor) -> Tensor:
+def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor, *, scale: float = 1.0) -> Tensor:
     """q (B, T, H, D), caches (B, S, K, D), seen (B, T, S) bool -> (B, T, H, D)."""
     B, T, H, D = q.shape
     K = k_cache.size(2)
@@ -121,6 +126,10 @@ def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor) 
     group = H // K
     q_BKGTD = q.view(B, T, K, group, D).permute(0, 2, 3, 1, 4).reshape(B, K, group * T, D)
     y = F.scaled_dot_product_attention(
-        q_BKGTD, k_cache.transpose(1, 2), v_cache.transpose(1, 2), attn_mask=seen.repeat(1, group, 1)[:, None]
+        q_BKGTD,
+        k_cache.transpose(1, 2),
+        v_cache.transpose(1, 2),
+        attn_mask=seen.repeat(1, group, 1)[:, None],
+        scale=scale / math.sqrt(D),
     )
     return y.view(B, K, group, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat_model import accounting
-from nanochat_model.activations import relu_squared
+from nanochat_model.activations import relu_squared, rms_norm
 from nanochat_model.attention import apply_rotary, cached_attention, causal_attention, rotary_table
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_model.loss import IGNORED, softcap_logits, summed_loss, token_losses
@@ -32,11 +32,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
-
-
-def rms_norm(x: Tensor, eps: float | None) -> Tensor:
-    """RMSNorm without parameters over the last dimension."""
-    return F.rms_norm(x, (x.size(-1),), eps=eps)
 
 
 class Attention(nn.Module):
@@ -72,17 +67,17 @@ class Attention(nn.Module):
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))
             v = v + gate[..., None] * value_embedding.view_as(v)
         q, k = (rms_norm(apply_rotary(part, cos, sin), config.norm_eps) for part in (q, k))
-        if config.qk_scale != 1.0:
-            q, k = q * config.qk_scale, k * config.qk_scale
+        scale = config.qk_scale**2
         if kv_cache is None:
-            y = causal_attention(q, k, v, window=self.window)
+            y = causal_attention(q, k, v, window=self.window, scale=scale)
         else:
             assert positions is not None
             k_cache, v_cache = kv_cache.get_layer_cache(self.layer_idx)
             rows = torch.arange(B, device=x.device)[:, None]
             k_cache[rows, positions] = k.to(k_cache.dtype)
             v_cache[rows, positions] = v.to(v_cache.dtype)
-            y = cached_attention(q, k_cache.to(q.dtype), v_cache.to(q.dtype), positions, window=self.window)
+            k, v = k_cache.to(q.dtype), v_cache.to(q.dtype)
+            y = cached_attention(q, k, v, positions, window=self.window, scale=scale)
         projected: Tensor = self.c_proj(y.reshape(B, T, config.n_embd))
         return projected
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat_model.accounting import KVSpec
+from nanochat_model.activations import rms_norm
 from nanochat_model.attention import apply_rotary, causal_attention, masked_attention, visible_slots
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
-from nanochat_model.gpt import GPT, Attention, Block, rms_norm
+from nanochat_model.gpt import GPT, Attention, Block
 from nanochat_model.loss import softcap_logits, token_losses
 from nanochat_model.protocols import KVCacheLike
 from nanochat_model.quantize import FrozenLinear, Int8Linear, Quantization, freeze_linear
@@ -52,8 +53,7 @@ class PackedBlock(nn.Module):
             gate = 3 * torch.sigmoid(qkv[..., (H + 2 * K) * D :])
             v = v + gate[..., None] * value_embedding.view_as(v)
         qk = rms_norm(apply_rotary(qk, step.cos, step.sin), config.norm_eps)
-        q, k = qk[:, :, :H] * config.qk_scale**2, qk[:, :, H:]  # both scales at once; cached keys are without
-        y = step.attend(self.layer_idx, self.window, q, k, v)
+        y = step.attend(self.layer_idx, self.window, qk[:, :, :H], qk[:, :, H:], v, config.qk_scale**2)
         projected: Tensor = self.attn_proj(y.reshape(B, T, H * D))
         return projected
 
@@ -74,16 +74,16 @@ class _Step:
             kv_cache.token_ids[self._rows, self.positions] = token_ids
         self.cos, self.sin = cos[self.positions, None], sin[self.positions, None]
 
-    def attend(self, layer_idx: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer_idx: int, window: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of the chunk's queries (B, T, H, D) to its keys and, with a cache, to those before it."""
         if self._kv_cache is None:
-            return causal_attention(q, k, v, window=window)
+            return causal_attention(q, k, v, window=window, scale=scale)
         k_cache, v_cache = self._kv_cache.get_layer_cache(layer_idx)
         k_cache[self._rows, self.positions] = k.to(k_cache.dtype)
         v_cache[self._rows, self.positions] = v.to(v_cache.dtype)
         if window not in self._masks:
             self._masks[window] = visible_slots(self.positions, k_cache.size(1), window)
-        return masked_attention(q, k_cache.to(q.dtype), v_cache.to(q.dtype), self._masks[window])
+        return masked_attention(q, k_cache.to(q.dtype), v_cache.to(q.dtype), self._masks[window], scale=scale)
 
 
 class PackedGPT(nn.Module):

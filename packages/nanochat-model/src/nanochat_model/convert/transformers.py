@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat_model.activations import FLOAT32_EPS
 from nanochat_model.config import GPTConfig
 from nanochat_model.gpt import GPT
 
 MODEL_TYPE = "nanochat"
 """`model_type` in a config.json of transformers."""
-
-FLOAT32_EPS = float(torch.finfo(torch.float32).eps)
-"""What torch takes for a norm_eps of None, whatever the dtype of the activations."""
 
 _BLOCK_NAMES = {
     "attn.c_q": "self_attn.q_proj",
