@@ -259,3 +259,26 @@ def test_rms_norm_has_its_derivative_and_keeps_its_output(dtype, eps):
     for row, exact_row in zip(ours.grad.double(), exact.grad, strict=True):
         tolerance = 4 * torch.finfo(dtype).eps * float(exact_row.abs().max())
         torch.testing.assert_close(row, exact_row, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_the_compiled_loss_and_its_gradients_are_the_eager_ones(monkeypatch):
+    monkeypatch.setattr("nanochat_model.loss.CHUNK_ELEMENTS", 50 * 7)  # many chunks, the last of them shorter
+    config = GPTConfig(sequence_len=16, vocab_size=50, n_layer=2, n_head=2, n_kv_head=1, n_embd=32, window_pattern="SL")
+    model = GPT(config)
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # the fresh projections are zeros, behind which nothing would be compared
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    ids = torch.randint(0, 50, (3, 16), generator=generator)
+    targets = ids.roll(-1, 1).masked_fill(torch.rand(3, 16, generator=generator) < 0.2, -1)
+
+    def loss_and_gradients(loss):
+        model.zero_grad()
+        value = loss(ids, targets)
+        value.backward()
+        return value.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = loss_and_gradients(model.loss)
+    compiled = loss_and_gradients(torch.compile(model.loss, dynamic=False))
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-6)
