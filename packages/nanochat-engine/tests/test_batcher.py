@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import pytest
 from nanochat_engine import Batcher, Event, Request, use_calculator
+from nanochat_engine.runner import CachedRunner
 from nanochat_engine.testing import ByteTokenizer, ScriptedLM, TinyLM
 
 TOKENIZER = ByteTokenizer()
@@ -107,12 +108,15 @@ def test_interleaved_requests_with_cancels_tools_and_shared_prefixes(cached: boo
             assert finished == (["stop"] if tokens == expected else ["cancelled"])
 
 
-def test_a_request_gets_the_same_alone_and_among_others() -> None:
+def test_a_request_gets_the_same_alone_and_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = []
+    swap_rows = CachedRunner.swap_rows
+    monkeypatch.setattr(CachedRunner, "swap_rows", lambda self, *rows: swapped.append(rows) or swap_rows(self, *rows))
     rng = random.Random(1)
     requests = [
         Request(
-            token_ids=[256, *(rng.randrange(256) for _ in range(rng.randrange(1, 90)))],
-            max_tokens=rng.randrange(1, 30),
+            token_ids=[256, *(rng.randrange(256) for _ in range(rng.randrange(1, 200)))],
+            max_tokens=rng.randrange(1, 50),
             temperature=rng.choice([0.0, 0.7, 1.5]),
             top_k=rng.choice([None, 0, 4, 40]),
             seed=seed,
@@ -120,7 +124,7 @@ def test_a_request_gets_the_same_alone_and_among_others() -> None:
         )
         for seed in range(32)
     ]
-    model = TinyLM()
+    model = TinyLM(max_context=256)
     together = Batcher(model, TOKENIZER, prefill_tokens=24)
     ids = []
     events: dict[int, list[Event]] = defaultdict(list)
@@ -130,10 +134,26 @@ def test_a_request_gets_the_same_alone_and_among_others() -> None:
             events[event.request_id].append(event)
     for request_id, own in drain(together).items():
         events[request_id] += own
+    assert swapped  # or this test would not show that rows may change places
     for request_id, request in zip(ids, requests, strict=True):
         expected = alone(Batcher(model, TOKENIZER), request)
         for sample in range(request.num_samples):
             assert tokens_of(events[request_id], sample) == tokens_of(expected, sample)
+
+
+def test_rows_of_like_lengths_come_to_stand_side_by_side() -> None:
+    rng = random.Random(2)
+    model = ScriptedLM(lambda history: 65, max_context=512)
+    batcher = Batcher(model, TOKENIZER, prefill_tokens=10_000)
+    lengths = [rng.choice([10, 150, 400]) for _ in range(32)]
+    for length in lengths:
+        batcher.submit(Request(token_ids=[256] + [2] * length, max_tokens=60))
+    for _ in range(40):
+        batcher.step()
+    standing = [len(row.token_ids) for row in batcher._rows]
+    eights = [standing[start : start + 8] for start in range(0, 32, 8)]
+    ideal = sorted(standing)
+    assert [sorted(eight) for eight in eights] == [ideal[start : start + 8] for start in range(0, 32, 8)]
 
 
 def alone(batcher: Batcher, request: Request) -> list[Event]:

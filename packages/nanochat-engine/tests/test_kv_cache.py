@@ -97,6 +97,19 @@ def test_rows_move_and_clear() -> None:
     assert cache.token_ids[0, :6].eq(12).all()
 
 
+def test_rows_change_places() -> None:
+    cache = make_cache()
+    fill_row(cache, 0, 2)
+    fill_row(cache, 2, 6)
+    cache.swap_rows(2, 0)
+    cache.swap_rows(1, 0)  # one of them is empty
+    assert cache.host_lengths == cache.lengths.tolist() == [0, 6, 2]
+    assert cache.k[:, 1, :6].eq(3).all()
+    assert cache.k[:, 2, :2].eq(1).all()
+    assert cache.token_ids[1, :6].eq(12).all()
+    assert cache.token_ids[2, :2].eq(10).all()
+
+
 @pytest.mark.parametrize(
     ("start", "stop", "slots", "counts"), [(0, 4, 8, None), (1, 1, 8, None), (0, 2, 9, None), (0, 2, 8, [1])]
 )

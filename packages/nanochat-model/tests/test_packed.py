@@ -1,10 +1,12 @@
 """The packed GPT gives the logits of the GPT it was made from, with and without a cache; int8 comes close."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from nanochat_model import GPT, GPTConfig, PackedGPT
 from nanochat_model.quantize import FrozenLinear, Int8Linear, int8_linear
-from nanochat_model.testing import check_cached_equals_full
+from nanochat_model.testing import PlainKVCache, check_cached_equals_full
 
 SIZES = {"sequence_len": 512, "vocab_size": 131, "n_layer": 4, "n_head": 4, "n_embd": 64, "window_pattern": "SL"}
 
@@ -38,6 +40,25 @@ def test_packed_equals_the_gpt(classic: bool, n_kv_head: int) -> None:
 def test_cached_equals_full(classic: bool, quantize: str | None) -> None:
     packed = PackedGPT(random_model(classic=classic), quantize=quantize)
     check_cached_equals_full(packed, torch.randint(0, 131, (3, 300)), chunk=37, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_kv_head", [2, 4])
+@pytest.mark.parametrize("lengths", [range(3, 300, 15), [200] * 3 + [17] * 16, [5, 6, 7]])
+def test_rows_of_any_lengths_decode_as_alone(lengths: Sequence[int], n_kv_head: int) -> None:
+    """Such rows attend in groups, each over the slots that it needs: what they see must be the same."""
+    model = random_model(n_kv_head=n_kv_head)
+    packed = PackedGPT(model)
+    ids = torch.randint(0, 131, (len(lengths), max(lengths) + 1), generator=torch.Generator().manual_seed(0))
+    cache = PlainKVCache(model, len(lengths), max(lengths) + 1)
+    with torch.inference_mode():
+        expected = model(ids)
+        packed(ids[:, :-1], kv_cache=cache)
+        cache.lengths = torch.tensor(lengths)  # what stands behind them is as good as not there
+        decoded = packed(
+            torch.stack([row[length] for row, length in zip(ids, lengths, strict=True)])[:, None], kv_cache=cache
+        )
+    at_lengths = torch.stack([row[length] for row, length in zip(expected, lengths, strict=True)])
+    torch.testing.assert_close(decoded[:, 0], at_lengths, atol=1e-4, rtol=0)
 
 
 def test_bfloat16_is_within_rounding() -> None:

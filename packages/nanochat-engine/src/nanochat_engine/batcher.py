@@ -23,6 +23,10 @@ from nanochat_engine.steps import ModelStep
 from nanochat_engine.tools import DEFAULT_TOOLS, Toolbox, Tools
 
 ASSISTANT_END = "<|assistant_end|>"
+NEIGHBOURS = 8
+"""Rows within so many of one another count as side by side."""
+WORTH_SWAPPING = 64
+"""Rows whose lengths differ by fewer tokens may stand anywhere."""
 REST_S = 0.005
 """Pause of a step in which nothing could be done because every row waits for a tool."""
 
@@ -118,6 +122,7 @@ class Batcher:
         """Brings every running sample one token further; returns what happened, at most one token a sample."""
         self._admit()
         self._take_answers()
+        self._sort_rows()
         ready = self._prefill() + self._decode()
         for row, token, mask in self._choose_tokens(ready):
             self._append(row, token, mask)
@@ -179,6 +184,21 @@ class Batcher:
                 row.call = None
         if calling and not self._events and all(row.call is not None for row in self._rows):
             time.sleep(REST_S)
+
+    def _sort_rows(self) -> None:
+        """Exchanges two rows, if need be, so that rows of like lengths come to stand side by side.
+
+        A model may let neighbours share the slots that the longest of them needs. One exchange a step costs little,
+        and lengths keep their order as all rows grow alike.
+        """
+        lengths = [len(row.token_ids) for row in self._rows]
+        for end in range(NEIGHBOURS, len(lengths), NEIGHBOURS):
+            here = max(range(end - NEIGHBOURS, end), key=lengths.__getitem__)
+            there = min(range(end, len(lengths)), key=lengths.__getitem__)
+            if lengths[here] - lengths[there] >= WORTH_SWAPPING:
+                self._rows[here], self._rows[there] = self._rows[there], self._rows[here]
+                self._runner.swap_rows(here, there)
+                return
 
     def _prefill(self) -> list[tuple[list[Row], Tensor]]:
         """Reads a bounded number of prompt tokens -> rows at their first token, their logits (B, V)."""

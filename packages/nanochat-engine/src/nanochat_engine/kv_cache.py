@@ -95,6 +95,12 @@ class KVCache:
         if source != target:
             self._copy_row(self, source, target)
 
+    def swap_rows(self, first: int, second: int) -> None:
+        """Exchanges two sequences."""
+        saved = self.save_row(first)
+        self._copy_row(self, second, first)
+        self._copy_row(saved, 0, second)
+
     def save_row(self, row: int) -> KVCache:
         """A copy of one sequence, as a cache of one row and just as many slots."""
         num_layers, _, _, num_heads, head_dim = self.k.shape

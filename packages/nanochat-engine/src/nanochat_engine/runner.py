@@ -55,6 +55,7 @@ class Runner(Protocol):
         ...
 
     def move_row(self, source: int, target: int) -> None: ...
+    def swap_rows(self, first: int, second: int) -> None: ...
     def clear_row(self, row: int) -> None: ...
 
 
@@ -154,6 +155,9 @@ class CachedRunner:
     def move_row(self, source: int, target: int) -> None:
         self._held().move_row(source, target)
 
+    def swap_rows(self, first: int, second: int) -> None:
+        self._held().swap_rows(first, second)
+
     def clear_row(self, row: int) -> None:
         self._held().clear_row(row)
 
@@ -199,6 +203,9 @@ class FullRunner:
 
     def move_row(self, source: int, target: int) -> None:
         self._rows[target] = list(self._rows[source])
+
+    def swap_rows(self, first: int, second: int) -> None:
+        self._rows[first], self._rows[second] = self._rows[second], self._rows[first]
 
     def clear_row(self, row: int) -> None:
         self._rows[row] = []

@@ -33,7 +33,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        inverse: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        inverse: Tensor = (
+            torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        )
         y = (wide * inverse).to(x.dtype)
         ctx.save_for_backward(y, inverse)
         return y

@@ -118,8 +118,8 @@ def visible_slots(positions: Tensor, num_slots: int, window: int) -> Tensor:
     return (distance >= 0) & (distance <= window)
 
 
-def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor, *, scale: float = 1.0) -> Tensor:
-    """q (B, T, H, D), caches (B, S, K, D), seen (B, T, S) bool -> (B, T, H, D)."""
+def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor | None, *, scale: float = 1.0) -> Tensor:
+    """q (B, T, H, D), caches (B, S, K, D), seen (B, T, S) bool or None for all slots -> (B, T, H, D)."""
     B, T, H, D = q.shape
     K = k_cache.size(2)
     # Query heads that share a KV head stand side by side as further queries, so that keys are never repeated.
@@ -129,7 +129,7 @@ def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor, 
         q_BKGTD,
         k_cache.transpose(1, 2),
         v_cache.transpose(1, 2),
-        attn_mask=seen.repeat(1, group, 1)[:, None],
+        attn_mask=None if seen is None else seen.repeat(1, group, 1)[:, None],
         scale=scale / math.sqrt(D),
     )
     return y.view(B, K, group, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
