@@ -189,6 +189,30 @@ def test_a_short_prompt_does_not_wait_behind_a_long_one_and_neither_starves() ->
     assert first_tokens[long] == 9, "half of every step is the oldest's"
 
 
+def test_short_prompts_are_read_together_where_that_takes_little_padding() -> None:
+    model = ScriptedLM(lambda history: 65)
+    batcher = Batcher(model, TOKENIZER, prefill_tokens=512)
+    lengths = [20, 18, 20, 19, 3, 3, 4, 60]
+    ids = [batcher.submit(Request(token_ids=[1] * length, max_tokens=1)) for length in lengths]
+    assert {event.request_id for event in batcher.step()} == set(ids)
+    assert model.num_calls == 3  # the twenties, the few, the sixty
+    assert sum(lengths) <= model.num_tokens <= 1.25 * sum(lengths)
+
+
+def test_one_of_several_prompts_read_together_fails_alone() -> None:
+    def moody(history: list[int]) -> int:
+        if history[-1] in (66, 69):
+            raise RuntimeError("not this one")
+        return 65
+
+    batcher = Batcher(ScriptedLM(moody), TOKENIZER)
+    for last in range(65, 73):
+        batcher.submit(Request(token_ids=[1, 2, 3, last], max_tokens=2))
+    events = drain(batcher)
+    assert {i for i, own in events.items() if own[-1].finished == "error"} == {1, 4}
+    assert all(tokens_of(own) == [65, 65] for i, own in events.items() if i not in (1, 4))
+
+
 def test_requests_are_admitted_in_order_and_none_overtakes() -> None:
     batcher = Batcher(ScriptedLM(lambda history: 65), TOKENIZER, max_rows=2)
     first = batcher.submit(Request(token_ids=[1], max_tokens=3))

@@ -71,7 +71,28 @@ class Prefill:
         return len(self.token_ids) - self.num_read
 
 
-def next_chunk(prefills: Sequence[Prefill], budget: int, of: int) -> tuple[Prefill, int]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Tokens of a prompt to be read in this step, `start` before them."""
+
+    prefill: Prefill
+    start: int
+    token_ids: Sequence[int]
+
+
+def take_chunks(prefills: Sequence[Prefill], budget: int) -> list[Chunk]:
+    """What the prompts read in a step of `budget` tokens, at most one chunk each; they count it as read."""
+    starts: dict[Prefill, int] = {}
+    left = budget
+    while left and (unread := [prefill for prefill in prefills if prefill.num_left]):
+        prefill, num_tokens = _next_share(unread, left, budget)
+        starts.setdefault(prefill, prefill.num_read)
+        prefill.num_read += num_tokens
+        left -= num_tokens
+    return [Chunk(prefill, start, prefill.token_ids[start : prefill.num_read]) for prefill, start in starts.items()]
+
+
+def _next_share(prefills: Sequence[Prefill], budget: int, of: int) -> tuple[Prefill, int]:
     """Which prompt reads next, and how many tokens, when `budget` of the step's `of` tokens are left.
 
     The oldest prompt has half of every step. The other half goes to the shortest, which so never waits behind a long one.

@@ -34,8 +34,11 @@ class Runner(Protocol):
         """Makes room for this many rows of this many tokens."""
         ...
 
-    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
-        """Appends a chunk to a row -> logits (1, V) after it."""
+    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Appends a chunk to each of some rows, from `row` on -> logits (B, V) after them.
+
+        There must be room for the longest chunk in every row.
+        """
         ...
 
     def decode(self, token_ids: Sequence[int | None]) -> Tensor:
@@ -126,13 +129,18 @@ class CachedRunner:
                     return size
         return num_rows, num_slots
 
-    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
+    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
         cache = self._held()
-        slots = _bucket(cache.host_lengths[row] + len(token_ids))
-        last = torch.tensor([len(token_ids) - 1], device=self._device)
-        view = cache.view(row, row + 1, slots, logits_at=last)
-        logits = self._step(torch.tensor([list(token_ids)], device=self._device), view)
-        return logits[:, -1]  # also right if the model ignores logits_at: the chunk has no padding
+        counts = [len(chunk) for chunk in chunks]
+        stop, longest = row + len(chunks), max(counts)
+        padded = torch.tensor([[*chunk, *[0] * (longest - len(chunk))] for chunk in chunks], device=self._device)
+        last = torch.tensor(counts, device=self._device) - 1
+        slots = _bucket(max(cache.host_lengths[row:stop]) + longest)
+        view = cache.view(row, stop, slots, None if min(counts) == longest else counts, logits_at=last)
+        logits = self._step(padded, view)
+        if logits.size(1) > 1:  # a model may ignore logits_at
+            logits = logits[torch.arange(len(chunks), device=self._device), last][:, None]
+        return logits[:, 0]
 
     def decode(self, token_ids: Sequence[int | None]) -> Tensor:
         cache = self._held()
@@ -182,9 +190,11 @@ class FullRunner:
     def reserve(self, num_rows: int, num_tokens: int) -> None:
         self._rows.extend([] for _ in range(num_rows - len(self._rows)))
 
-    def prefill(self, row: int, token_ids: Sequence[int]) -> Tensor:
-        self._rows[row] = [*self._rows[row], *token_ids]
-        return self._forward([self._rows[row]])
+    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
+        read = [[*before, *chunk] for before, chunk in zip(self._rows[row : row + len(chunks)], chunks, strict=True)]
+        logits = self._forward(read)
+        self._rows[row : row + len(chunks)] = read
+        return logits
 
     def decode(self, token_ids: Sequence[int | None]) -> Tensor:
         for row, token in enumerate(token_ids):
