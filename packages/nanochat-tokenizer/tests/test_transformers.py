@@ -23,10 +23,11 @@ THEIRS = convert.to_transformers(TOKENIZER)
 
 @settings(max_examples=300, deadline=None)
 @given(st.text() | st.text(alphabet="'sStTlLvVeE 09\r\n\t.-,éß漢😀ſ\u00a0\u0345\u2028"))
+@example("<|user_start|>")
 @example("I'LL we've 12345 '\u017f \r\n\r\n  x\u2003\u2003y")
 def test_ids_are_equal_on_any_text(text):
     ids = TOKENIZER.encode(text)
-    assert THEIRS(text)["input_ids"] == ids
+    assert THEIRS(text, split_special_tokens=True)["input_ids"] == ids
     assert THEIRS.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
