@@ -45,8 +45,8 @@ class Settings:
     """Of each request."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 64
     """Tokens of each answer."""
-    prefill_tokens: int = 1024
-    """Length of the prompt that the prefill rate is measured on, read in one chunk."""
+    prefill_tokens: int | None = None
+    """Length of the prompt that the prefill rate is measured on, read in one chunk; by default 1024, or what fits."""
     compile: bool = False
     """Compile the decoding step (processor) or capture it (CUDA) before measuring."""
     quantize: Literal["int8"] | None = None
@@ -68,7 +68,7 @@ class Settings:
             "max_tokens",
             "prefill_tokens",
         ):
-            if getattr(self, field) < 1:
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"--{field.replace('_', '-')} {getattr(self, field)} must be at least 1")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"--batch-sizes {' '.join(map(str, self.batch_sizes))}: give numbers of at least 1")
@@ -96,22 +96,28 @@ def bench(settings: Settings) -> int:
     where = device.choose_device(settings.device_type)
     dtype = device.choose_dtype(where, settings.dtype)
     model, tokenizer = _model(settings, where, dtype)
-    longest = max(settings.prompt_tokens + settings.max_tokens, settings.prefill_tokens + 1)
-    if longest > model.max_context:
-        raise cli.UsageError(f"the model's context holds {model.max_context} tokens, {longest} are asked for")
+    prefill_tokens = settings.prefill_tokens or min(1024, model.max_context - 1)
+    for flags, needed in (
+        ("--prompt-tokens and --max-tokens", settings.prompt_tokens + settings.max_tokens),
+        ("--prefill-tokens", prefill_tokens + 1),
+    ):
+        if needed > model.max_context:
+            raise cli.UsageError(
+                f"{flags}: {needed} tokens are more than the {model.max_context} of the model's context"
+            )
     packed = PackedGPT(model, quantize=settings.quantize)
     bpb = _bits_per_byte(settings.data, model, packed, tokenizer) if settings.data is not None else None
     engine = Engine(packed, NoEnds(model.config.vocab_size), tools={}, compile=settings.compile)
     compile_s = wait_until_compiled(engine) if settings.compile else None
     limits = Limits(where, dtype, time.perf_counter if settings.clock == "wall" else time.process_time)
     limits.measure()
-    prefill_tok_per_s = measure_prefill(engine, limits, settings.prefill_tokens, model.config.vocab_size)
+    prefill_tok_per_s = measure_prefill(engine, limits, prefill_tokens, model.config.vocab_size)
     runs = []
     for batch_size in settings.batch_sizes:
         limits.measure()
         runs.append(measure_batch(engine, model, limits, batch_size, settings.prompt_tokens, settings.max_tokens))
         limits.measure()
-    flops = prefill_flops(model, settings.prefill_tokens)
+    flops = prefill_flops(model, prefill_tokens)
     report: dict[str, object] = {
         "model": f"d{model.config.n_layer}",
         "device": str(where),
@@ -125,9 +131,9 @@ def bench(settings: Settings) -> int:
         "matmul_gflops": limits.matmul_flops / 1e9,
         "stream_gb_per_s": limits.stream_bytes / 1e9,
         "prompt_tokens": settings.prompt_tokens,
-        "prefill_tokens": settings.prefill_tokens,
+        "prefill_tokens": prefill_tokens,
         "prefill_tok_per_s": prefill_tok_per_s,
-        "prefill_mfu": flops / settings.prefill_tokens * prefill_tok_per_s / limits.matmul_flops,
+        "prefill_mfu": flops / prefill_tokens * prefill_tok_per_s / limits.matmul_flops,
         "bpb": bpb,
         "batches": [asdict(run) for run in runs],
     }
