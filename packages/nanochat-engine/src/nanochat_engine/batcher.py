@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from nanochat_engine.prefixes import PrefixCache
 from nanochat_engine.protocols import CausalLM, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
-from nanochat_engine.rows import Chunk, Prefill, Row, take_chunks
+from nanochat_engine.rows import Chunk, Prefill, Row, join_chunks, take_chunks
 from nanochat_engine.runner import make_runner
 from nanochat_engine.sampling import sample_next_token
 from nanochat_engine.steps import ModelStep
@@ -28,8 +27,6 @@ NEIGHBOURS = 8
 """Rows within so many of one another count as side by side."""
 WORTH_SWAPPING = 64
 """Rows whose lengths differ by fewer tokens may stand anywhere."""
-MOST_PADDING = 1.25
-"""Prompts are read at once where that takes no more than this factor of their tokens."""
 REST_S = 0.005
 """Pause of a step in which nothing could be done because every row waits for a tool."""
 
@@ -206,7 +203,9 @@ class Batcher:
     def _prefill(self) -> list[tuple[list[Row], Tensor]]:
         """Reads a bounded number of prompt tokens -> rows at their first token, their logits (B, V)."""
         ready = []
-        for chunks in self._group_chunks(take_chunks(self._prefills, self._prefill_tokens)):
+        num_slots = max((self._num_slots(row.request) for row in self._rows), default=0)
+        chunks_at = {self._rows.index(c.prefill.rows[0]): c for c in take_chunks(self._prefills, self._prefill_tokens)}
+        for chunks in join_chunks(chunks_at, num_slots):
             for chunk, logits in self._read(chunks):
                 if not chunk.prefill.num_left:
                     rows = chunk.prefill.rows
@@ -215,22 +214,6 @@ class Batcher:
                         self._runner.move_row(self._rows.index(rows[0]), self._rows.index(row))
                     ready.append((rows, logits.expand(len(rows), -1)))
         return ready
-
-    def _group_chunks(self, chunks: list[Chunk]) -> list[list[Chunk]]:
-        """Chunks of neighbouring rows together, where reading them at once takes little padding."""
-        num_slots = max((self._num_slots(row.request) for row in self._rows), default=0)
-        groups: list[list[Chunk]] = []
-        next_row = -1
-        for row, chunk in sorted(((self._rows.index(c.prefill.rows[0]), c) for c in chunks), key=itemgetter(0)):
-            joined = [*groups[-1], chunk] if groups and row == next_row else []
-            longest = max((len(c.token_ids) for c in joined), default=0)
-            fits = all(c.start + longest <= num_slots for c in joined)
-            if joined and fits and len(joined) * longest <= MOST_PADDING * sum(len(c.token_ids) for c in joined):
-                groups[-1] = joined
-            else:
-                groups.append([chunk])
-            next_row = row + 1
-        return groups
 
     def _read(self, chunks: list[Chunk]) -> list[tuple[Chunk, Tensor]]:
         """Lets neighbouring rows read their chunks -> those read, the logits (1, V) after each.

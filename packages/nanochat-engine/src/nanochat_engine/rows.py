@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,9 @@ import torch
 from nanochat_engine.requests import Request
 from nanochat_engine.sampling import sample_seed
 from nanochat_engine.tools import Toolbox, ToolCall, ToolState
+
+MOST_PADDING = 1.25
+"""Prompts are read at once where that takes no more than this factor of their tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +93,23 @@ def take_chunks(prefills: Sequence[Prefill], budget: int) -> list[Chunk]:
         prefill.num_read += num_tokens
         left -= num_tokens
     return [Chunk(prefill, start, prefill.token_ids[start : prefill.num_read]) for prefill, start in starts.items()]
+
+
+def join_chunks(chunks: Mapping[int, Chunk], num_slots: int) -> list[list[Chunk]]:
+    """Chunks by row -> those of neighbouring rows together, where reading them at once takes little padding.
+
+    Every row has room for `num_slots` tokens, padding included.
+    """
+    groups: list[list[Chunk]] = []
+    for row, chunk in sorted(chunks.items()):
+        joined = [*groups[-1], chunk] if row - 1 in chunks else [chunk]
+        longest = max(len(c.token_ids) for c in joined)
+        fits = all(c.start + longest <= num_slots for c in joined)
+        if len(joined) > 1 and fits and len(joined) * longest <= MOST_PADDING * sum(len(c.token_ids) for c in joined):
+            groups[-1] = joined
+        else:
+            groups.append([chunk])
+    return groups
 
 
 def _next_share(prefills: Sequence[Prefill], budget: int, of: int) -> tuple[Prefill, int]:
