@@ -96,15 +96,7 @@ def bench(settings: Settings) -> int:
     where = device.choose_device(settings.device_type)
     dtype = device.choose_dtype(where, settings.dtype)
     model, tokenizer = _model(settings, where, dtype)
-    prefill_tokens = settings.prefill_tokens or min(1024, model.max_context - 1)
-    for flags, needed in (
-        ("--prompt-tokens and --max-tokens", settings.prompt_tokens + settings.max_tokens),
-        ("--prefill-tokens", prefill_tokens + 1),
-    ):
-        if needed > model.max_context:
-            raise cli.UsageError(
-                f"{flags}: {needed} tokens are more than the {model.max_context} of the model's context"
-            )
+    prefill_tokens = _prefill_length(settings, model.max_context)
     packed = PackedGPT(model, quantize=settings.quantize)
     bpb = _bits_per_byte(settings.data, model, packed, tokenizer) if settings.data is not None else None
     engine = Engine(packed, NoEnds(model.config.vocab_size), tools={}, compile=settings.compile)
@@ -140,6 +132,18 @@ def bench(settings: Settings) -> int:
     show(report, runs)
     print(json.dumps(rounded(report)))
     return 0
+
+
+def _prefill_length(settings: Settings, max_context: int) -> int:
+    """Tokens of the prompt that the prefill rate is measured on. Raises `UsageError` where the context is too short."""
+    prefill_tokens = settings.prefill_tokens or min(1024, max_context - 1)
+    for flags, needed in (
+        ("--prompt-tokens and --max-tokens", settings.prompt_tokens + settings.max_tokens),
+        ("--prefill-tokens", prefill_tokens + 1),
+    ):
+        if needed > max_context:
+            raise cli.UsageError(f"{flags}: {needed} tokens are more than the {max_context} of the model's context")
+    return prefill_tokens
 
 
 def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple[GPT, Tokenizer | None]:
