@@ -5,8 +5,9 @@ uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-ar
 uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests a second, whatever the server does
 uv run python benchmarks/serve_load.py --url http://127.0.0.1:8000
 
-Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON. Processor time
-for a token is given beside the rates: it depends less on what else runs.
+Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON. Server and bare
+engine take turns, and their medians are compared. Processor time for a token is given beside the rates: it depends less on
+what else runs.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import aiohttp
 import tyro
+from nanochat_apps.device import keep_freed_memory
+from nanochat_apps.engine_timing import wait_until_compiled
 
 MODEL = {"sequence_len": 512, "vocab_size": 4096, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
 WORDS = ["the", "small", "model", "cat", "house", "river", "seven", "green", "walks", "sings", "never", "over", "light"]
 PROMPT_WORDS = 16
 HEALTH_EVERY_S = 0.02
+BARE_S = 3.0
+"""How long the bare engine is asked in each round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,9 @@ class Settings:
     rate: float | None = None
     """Open loop instead: requests a second, at random moments."""
     duration_s: float = 20.0
+    """Of all rounds together."""
+    rounds: int = 5
+    """How often server and bare engine take turns."""
     max_tokens: int = 64
     serve_args: str = ""
     """More flags for chat-web, in quotes after a `=`."""
@@ -62,6 +71,9 @@ class Seen:
     health_s: list[float] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
     memory_mb: list[float] = field(default_factory=list)
+    took_s: float = 0.0
+    rates: list[float] = field(default_factory=list)
+    """Tokens a second of each round."""
 
 
 async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random.Random, seen: Seen) -> None:
@@ -101,7 +113,7 @@ async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random
 
 async def closed_loop(session: aiohttp.ClientSession, settings: Settings, seen: Seen) -> None:
     """Every client asks until the time is over; a refused one waits for a moment, as it was told."""
-    end = time.perf_counter() + settings.duration_s
+    end = time.perf_counter() + settings.duration_s / settings.rounds
 
     async def client(index: int) -> None:
         chance = random.Random(index)
@@ -116,7 +128,7 @@ async def closed_loop(session: aiohttp.ClientSession, settings: Settings, seen: 
 
 async def open_loop(session: aiohttp.ClientSession, settings: Settings, rate: float, seen: Seen) -> None:
     """Requests at the times of a Poisson process."""
-    chance, end, asked = random.Random(0), time.perf_counter() + settings.duration_s, []
+    chance, end, asked = random.Random(0), time.perf_counter() + settings.duration_s / settings.rounds, []
     while time.perf_counter() < end:
         asked.append(asyncio.create_task(ask(session, settings, chance, seen)))
         await asyncio.sleep(chance.expovariate(rate))
@@ -137,14 +149,14 @@ async def watch(session: aiohttp.ClientSession, seen: Seen, pids: Sequence[int])
         await asyncio.sleep(HEALTH_EVERY_S)
 
 
-async def load(url: str, settings: Settings, pids: Sequence[int]) -> tuple[Seen, float]:
-    """What was seen, and in how many seconds. A few requests go before, which are not counted."""
+async def load(url: str, settings: Settings, pids: Sequence[int], seen: Seen) -> None:
+    """One round; what is seen is added. A few requests go before, which are not counted."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=900)) as session:
         await asyncio.gather(
             *(ask(session, settings, random.Random(i), Seen()) for i in range(min(settings.clients, 32)))
         )
-        seen, start = Seen(), time.perf_counter()
+        start, tokens = time.perf_counter(), seen.tokens
         used = [time.process_time(), *map(cpu_s, pids)]
         watching = asyncio.create_task(watch(session, seen, pids))
         if settings.rate is None:
@@ -155,8 +167,9 @@ async def load(url: str, settings: Settings, pids: Sequence[int]) -> tuple[Seen,
         watching.cancel()
         names = ["client", "server", *(f"worker_{index}" for index in range(len(pids) - 1))]
         for name, before, after in zip(names, used, [time.process_time(), *map(cpu_s, pids)], strict=False):
-            seen.cpu_s[name] = after - before
-        return seen, took_s
+            seen.cpu_s[name] = seen.cpu_s.get(name, 0.0) + after - before
+        seen.took_s += took_s
+        seen.rates.append((seen.tokens - tokens) / took_s)
 
 
 def cpu_s(pid: int) -> float:
@@ -188,22 +201,38 @@ def save_random_model(base: Path) -> Path:
     return save_checkpoint(base / "chatsft_checkpoints" / "d4", 1, writers=writers, meta={"stage": "random"})
 
 
-def measure_engine(checkpoint: Path, num_rows: int, max_tokens: int) -> tuple[float, float]:
-    """Tokens a second of the engine alone with as many rows, and its processor seconds a token: the best of three rounds."""
-    import nanochat_engine
+class BareEngine:
+    """The engine without a server, asked for as many answers at a time as there are clients."""
 
-    engine = nanochat_engine.load(checkpoint)
-    chance = random.Random(0)
-    rates: list[tuple[float, float]] = []
-    for _ in range(3):
-        prompts = [engine.tokenizer.encode(" ".join(chance.choices(WORDS, k=PROMPT_WORDS))) for _ in range(num_rows)]
-        start, used = time.perf_counter(), time.process_time()
-        done = engine.complete_batch(
-            prompts, max_tokens=max_tokens, temperature=0.8, top_k=50, max_rows=max(num_rows, 1)
-        )
-        tokens = sum(len(samples[0].token_ids) for samples in done)
-        rates.append((tokens / (time.perf_counter() - start), (time.process_time() - used) / tokens))
-    return max(rate for rate, _ in rates), min(used for _, used in rates)
+    def __init__(self, checkpoint: Path, num_rows: int, max_tokens: int, *, compile: bool) -> None:
+        import nanochat_engine
+
+        self._engine = nanochat_engine.load(checkpoint, compile=compile)
+        self._num_rows = num_rows
+        self._max_tokens = max_tokens
+        self._chance = random.Random(0)
+        self.rates: list[float] = []
+        self.cpu_s: list[float] = []
+        if compile:
+            wait_until_compiled(self._engine)
+
+    def measure(self, at_least_s: float) -> None:
+        """One round: adds its tokens a second and its processor seconds a token."""
+        start, used, tokens = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < at_least_s:
+            done = self._engine.complete_batch(
+                [self._prompt() for _ in range(self._num_rows)],
+                max_tokens=self._max_tokens,
+                temperature=0.8,
+                top_k=50,
+                max_rows=self._num_rows,
+            )
+            tokens += sum(len(samples[0].token_ids) for samples in done)
+        self.rates.append(tokens / (time.perf_counter() - start))
+        self.cpu_s.append((time.process_time() - used) / tokens)
+
+    def _prompt(self) -> list[int]:
+        return self._engine.tokenizer.encode(" ".join(self._chance.choices(WORDS, k=PROMPT_WORDS)))
 
 
 @contextmanager
@@ -229,21 +258,27 @@ def share(values: Sequence[float], of: float) -> float:
 
 
 def main(settings: Settings) -> None:
+    keep_freed_memory()  # as the server's worker does
     with ExitStack() as stack:
         row: dict[str, object] = {"clients": settings.clients, "rate": settings.rate, "max_tokens": settings.max_tokens}
-        url, pids = settings.url, []
+        url, pids, bare, args = settings.url, [], None, shlex.split(settings.serve_args)
         if url is None:
             base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             checkpoint = save_random_model(base)
-            if settings.bare:
-                rate, used_s = measure_engine(checkpoint, min(settings.clients, 32), settings.max_tokens)
-                row |= {"bare_engine_tok_s": round(rate), "bare_engine_cpu_ms_a_token": round(1000 * used_s, 3)}
-            url, pids = stack.enter_context(chat_web(base, shlex.split(settings.serve_args)))
-        seen, took_s = asyncio.run(load(url, settings, pids))
+            if settings.bare and settings.rate is None:
+                num_rows = max(1, min(settings.clients, 32))
+                bare = BareEngine(checkpoint, num_rows, settings.max_tokens, compile="--compile" in args)
+            url, pids = stack.enter_context(chat_web(base, args))
+        seen = Seen()
+        for _ in range(settings.rounds):
+            if bare is not None:
+                bare.measure(BARE_S)
+            asyncio.run(load(url, settings, pids, seen))
         row |= {
-            "seconds": round(took_s, 1),
+            "seconds": round(seen.took_s, 1),
             "outcomes": dict(seen.statuses),
-            "tok_s": round(seen.tokens / took_s),
+            "tok_s": round(median(seen.rates)),
+            "tok_s_by_round": [round(rate) for rate in seen.rates],
             "ttft_p50_ms": share(seen.first_s, 0.5),
             "ttft_p99_ms": share(seen.first_s, 0.99),
             "between_p50_ms": share(seen.between_s, 0.5),
@@ -253,8 +288,13 @@ def main(settings: Settings) -> None:
             "cpu_ms_a_token": {name: round(1000 * used / max(seen.tokens, 1), 3) for name, used in seen.cpu_s.items()},
             "memory_mb": [round(seen.memory_mb[0]), round(seen.memory_mb[-1])] if seen.memory_mb else [],
         }
-        if "bare_engine_tok_s" in row:
-            row["share_of_bare_engine"] = round(seen.tokens / took_s / float(str(row["bare_engine_tok_s"])), 2)
+        if bare is not None:
+            row |= {
+                "bare_engine_tok_s": round(median(bare.rates)),
+                "bare_engine_tok_s_by_round": [round(rate) for rate in bare.rates],
+                "bare_engine_cpu_ms_a_token": round(1000 * median(bare.cpu_s), 3),
+                "share_of_bare_engine": round(median(seen.rates) / median(bare.rates), 2),
+            }
     for name, value in row.items():
         print(f"{name:>26}  {value}")
     print(json.dumps(row))

@@ -16,6 +16,7 @@ from nanochat_engine import Batcher, Engine, Request, fast_step
 from nanochat_engine.testing import ByteTokenizer, check_causal_lm
 from nanochat_model import GPT, GPTConfig, PackedGPT
 from nanochat_model.attention import causal_attention
+from torch._inductor.utils import run_and_get_code
 
 TOKENIZER = ByteTokenizer()
 VERSE = "the cat sat on the mat. the dog ran to the cat. a bird sang in a tree. we all sat in the sun. "
@@ -150,7 +151,8 @@ def test_compiled_equals_eager(quantize: str | None) -> None:
     packed = PackedGPT(train(gpt), quantize=quantize)  # type: ignore[arg-type]
     requests = [Request(token_ids=prompt, max_tokens=8, temperature=0.0) for prompt in prompts(9)]
     expected = answers(Batcher(packed, TOKENIZER, tools={}), requests)
-    step = fast_step(packed, wait=True)
+    step, sources = run_and_get_code(fast_step, packed, wait=True)
+    assert any("const int8_t*" in source for source in sources) == (quantize == "int8"), "weights are restored on the way"
     with torch._dynamo.config.patch(error_on_recompile=True):
         for max_rows in (1, 4, 9):
             batcher = Batcher(packed, TOKENIZER, tools={}, max_rows=max_rows, prefill_tokens=64, model_step=step)

@@ -32,10 +32,16 @@ MATMUL_BUDGET_S = 3.0
 
 def keep_freed_memory() -> None:
     """Restarts the program with glibc's allocator set as above. Call it first thing in `main`, before torch is imported."""
+    environment = keeping_freed_memory()
+    if environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def keeping_freed_memory() -> dict[str, str]:
+    """This program's environment, for another that should keep freed memory; the user's own settings go before."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_MAX_" in os.environ:
-        return
-    os.environ.update(ALLOCATOR)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        return dict(os.environ)
+    return {**os.environ, **ALLOCATOR}
 
 
 def choose_device(name: DeviceType) -> torch.device:

@@ -1,6 +1,6 @@
 """The compiled step: torch.compile on a thread beside the eager model, used from the moment it is ready.
 
-For processors, where a process lives long: compiling takes from some seconds to a minute. Needs a C++ compiler; without
+For processors, where a process lives long: compiling takes from some seconds to some minutes. Needs a C++ compiler; without
 one, or if compiling fails for another reason, every call stays eager and a warning says so.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ from nanochat_engine.steps import EagerStep, TensorCache
 _logger = logging.getLogger(__name__)
 
 _Graph = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Tensor]
+
+
+@cache
+def _keep_small_weights() -> None:
+    """Leaves casts in compiled code: freezing would restore int8 weights once, and each step read four times the bytes."""
+    from torch._inductor.constant_folding import add_dont_constant_fold
+
+    add_dont_constant_fold(torch.ops.prims.convert_element_type.default)
 
 
 class CompiledStep:
@@ -65,6 +74,7 @@ class CompiledStep:
     def _compile(self) -> None:
         from torch._inductor import config
 
+        _keep_small_weights()
         with config.patch(freezing=True), torch.inference_mode():
             for several in (False, True):
                 graph = torch.compile(self._make_graph(), dynamic=True)
