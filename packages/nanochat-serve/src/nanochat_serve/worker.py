@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, BinaryIO, cast
 
@@ -90,10 +91,13 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     """Makes the backend, says so, and answers until the commands end."""
     loop, frames = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
     threading.Thread(target=_read, args=(commands, loop, frames), daemon=True).start()
-    making = asyncio.create_task(asyncio.to_thread(lambda: load_factory(factory)(**arguments)))
-    while not making.done():
-        await asyncio.wait([making], timeout=BEAT_S)
-        _say(out, {"loading": True})
+    # Its thread ends with it: numerical libraries keep threads for each that ever computed, and slow down if there are
+    # more of them than processors.
+    with ThreadPoolExecutor(1) as maker:
+        making = loop.run_in_executor(maker, lambda: load_factory(factory)(**arguments))
+        while not making.done():
+            await asyncio.wait([making], timeout=BEAT_S)
+            _say(out, {"loading": True})
     try:
         backend = making.result()
     except Exception as error:
