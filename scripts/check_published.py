@@ -3,6 +3,7 @@
     uv run python scripts/check_published.py                                  # every package, newest dependencies
     uv run python scripts/check_published.py --resolution lowest -p nanochat-model
     uv run python scripts/check_published.py --build-only
+    uv run python scripts/check_published.py --oldest-siblings                # against releases, in the locked environment
 
 Wheel and sdist are built, the wheel (made from the sdist) is installed with its extras and test dependencies, the tests come
 from the sdist. With `--resolution lowest`, direct dependencies have the lowest version allowed, siblings included: of those
@@ -81,7 +82,7 @@ def oldest_allowed(sibling: Requirement) -> str | None:
 
 def build_tag(name: str, tag: str, work: Path) -> Path:
     source, dist = work / tag, work / f"{tag}-dist"
-    source.mkdir()
+    source.mkdir(parents=True)
     archive = work / f"{tag}.tar"
     run("git", "archive", "--output", archive, f"{tag}:packages/{name}")
     with tarfile.open(archive) as tar:
@@ -121,36 +122,58 @@ def test_alone(package: Package, resolution: str, dist: Path, work: Path) -> Non
     )
 
 
+def test_with_oldest_siblings(package: Package, work: Path) -> None:
+    """Runs the package's tests from here against the oldest releases that it allows of its siblings, all else as locked.
+
+    A sibling whose oldest allowed release is the present version, or that has no release yet, is tested as it is here.
+    """
+    older = work / f"{package.name}-siblings"
+    for sibling in package.siblings():
+        tag = oldest_allowed(sibling)
+        if tag is None or tag == find(sibling.name).tag:
+            print(f"{sibling.name}: no older release is allowed than what is here")
+            continue
+        print(f"{sibling.name}: {tag}")
+        wheel = build_tag(sibling.name, tag, older)
+        run("uv", "pip", "install", "--quiet", "--no-deps", "--target", older / "installed", wheel)
+    if older.exists():
+        env = {**os.environ, "PYTHONPATH": str(older / "installed")}
+        isolated = ("uv", "run", "--isolated", "--exact", "--package", package.name)
+        run(*isolated, "pytest", "-q", "-m", "not slow", package.directory / "tests", env=env)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-p", "--package", action="append", help="only this one; may be given again")
     parser.add_argument("--resolution", choices=("newest", "lowest"), default="newest")
     parser.add_argument("--build-only", action="store_true")
+    parser.add_argument("--oldest-siblings", action="store_true")
     given = parser.parse_args()
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         dist = work / "dist"
-        for package in packages():
-            build(package.directory, dist)
-        print(*sorted(path.name for path in dist.iterdir()), sep="\n")
-        chosen = (
-            []
-            if given.build_only
-            else [p for p in packages() if given.package in (None, []) or p.name in given.package]
-        )
-        failed = []
+        if not given.oldest_siblings:
+            for package in packages():
+                build(package.directory, dist)
+            print(*sorted(path.name for path in dist.iterdir()), sep="\n")
+        chosen = [p for p in packages() if not given.build_only and (not given.package or p.name in given.package)]
+        against = "the oldest siblings" if given.oldest_siblings else f"{given.resolution} dependencies"
         for package in chosen:
             start = time.perf_counter()
-            print(f"\n== {package.name}, {given.resolution} dependencies", flush=True)
+            print(f"\n== {package.name}, {against}", flush=True)
             try:
-                test_alone(package, given.resolution, dist, work)
+                if given.oldest_siblings:
+                    test_with_oldest_siblings(package, work)
+                else:
+                    test_alone(package, given.resolution, dist, work)
             except subprocess.CalledProcessError as error:
                 failed.append(package.name)
                 print(f"{package.name} fails: {error}", flush=True)
             else:
-                print(f"{package.name} passes its tests alone ({time.perf_counter() - start:.0f} s)", flush=True)
+                print(f"{package.name} passes ({time.perf_counter() - start:.0f} s)", flush=True)
     if failed:
-        sys.exit(f"failed with {given.resolution} dependencies: {', '.join(failed)}")
+        sys.exit(f"failed with {against}: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ def test_compiled_equals_eager(quantize: str | None) -> None:
     requests = [Request(token_ids=prompt, max_tokens=8, temperature=0.0) for prompt in prompts(9)]
     expected = answers(Batcher(packed, TOKENIZER, tools={}), requests)
     step, sources = run_and_get_code(fast_step, packed, wait=True)
-    assert any("const int8_t*" in source for source in sources) == (quantize == "int8"), "weights are restored on the way"
+    assert any("const int8_t*" in source for source in sources) == (quantize == "int8"), (
+        "weights are restored on the way"
+    )
     with torch._dynamo.config.patch(error_on_recompile=True):
         for max_rows in (1, 4, 9):
             batcher = Batcher(packed, TOKENIZER, tools={}, max_rows=max_rows, prefill_tokens=64, model_step=step)
