@@ -12,10 +12,10 @@ from nanochat_apps import base_measures, base_setup, cli, device, distributed, f
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_data import TextSource
+    from nanochat_data import PretrainLoader, TextSource
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import World
+    from nanochat_train import MuonAdamW, Recipe, World
 
     from nanochat_apps.training_run import Evaluation
 
@@ -117,14 +117,13 @@ def pretrain(settings: Settings) -> bool:
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+    from nanochat_data import Prefetcher, open_text_source
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import LossScale, Pretraining, TrainingLoop, param_groups
+    from nanochat_train import LossScale, Pretraining, TrainingLoop
 
     from nanochat_apps.training_run import (
         TrainingRun,
         chosen_sinks,
-        make_optimizer,
         maybe_compiled,
         resume,
         settings_as_json,
@@ -150,26 +149,6 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         warmdown_ratio=settings.warmdown_ratio,
         final_fraction=settings.final_lr_frac,
     )
-    groups = param_groups(
-        model.param_roles(),
-        n_embd=recipe.n_embd,
-        rates=recipe.rates,
-        lr_scale=recipe.lr_scale,
-        weight_decay=recipe.weight_decay,
-    )
-    corpus = base_setup.cached(train_source, tokenizer, world) if settings.cache_tokens else train_source
-    loader = PretrainLoader(
-        corpus,
-        tokenizer,
-        batch_size=rows,
-        sequence_len=settings.max_seq_len,
-        seed=settings.seed,
-        rank=world.rank,
-        world_size=world.size,
-        mode=settings.packing,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-    )
-
     meta = {
         "settings": settings_as_json(settings),
         "lr_scale": recipe.lr_scale,
@@ -178,10 +157,10 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         "data_fingerprints": {"training text": train_source.fingerprint, "validation text": val_source.fingerprint},
         "val_shards": [shard.name for shard in val_source.shards],
     }
-    with Prefetcher(loader) as prefetched:
+    with Prefetcher(make_loader(settings, train_source, tokenizer, rows, world)) as prefetched:
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=recipe.num_iterations),
-            make_optimizer(groups, world, compute_dtype=dtype),
+            recipe_optimizer(recipe, model, world),
             prefetched,
             stage,
             device=where,
@@ -209,6 +188,41 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
         )
         return run.run()
+
+
+def make_loader(
+    settings: Settings, source: TextSource, tokenizer: Tokenizer, rows: int, world: World
+) -> PretrainLoader:
+    """Batches of the training text, tokenised on the way or once for all."""
+    from nanochat_data import PretrainLoader
+
+    return PretrainLoader(
+        base_setup.cached(source, tokenizer, world) if settings.cache_tokens else source,
+        tokenizer,
+        batch_size=rows,
+        sequence_len=settings.max_seq_len,
+        seed=settings.seed,
+        rank=world.rank,
+        world_size=world.size,
+        mode=settings.packing,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+    )
+
+
+def recipe_optimizer(recipe: Recipe, model: GPT, world: World) -> MuonAdamW:
+    """With the recipe's rates and weight decay."""
+    from nanochat_train import param_groups
+
+    from nanochat_apps.training_run import make_optimizer
+
+    groups = param_groups(
+        model.param_roles(),
+        n_embd=recipe.n_embd,
+        rates=recipe.rates,
+        lr_scale=recipe.lr_scale,
+        weight_decay=recipe.weight_decay,
+    )
+    return make_optimizer(groups, world, compute_dtype=model.compute_dtype)
 
 
 def evaluations(

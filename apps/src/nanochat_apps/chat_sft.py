@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     import torch
     from nanochat_data import Task
     from nanochat_model import GPT
-    from nanochat_train import MuonAdamW, World
+    from nanochat_tokenizer import Tokenizer
+    from nanochat_train import Batch, MuonAdamW, World
+
+    from nanochat_apps.training_run import Findings
 
 HELD_OUT_SHARE = 20
 HELD_OUT_MOST = 200
@@ -81,11 +85,10 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     from nanochat_data import ConversationLoader, Prefetcher
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
-    from nanochat_train import FineTuning, LossScale, TrainingLoop, bits_per_byte, load_meta, verify_checkpoint
+    from nanochat_train import FineTuning, LossScale, TrainingLoop, load_meta, verify_checkpoint
 
     from nanochat_apps.training_run import (
         Evaluation,
-        Findings,
         TrainingRun,
         chosen_sinks,
         maybe_compiled,
@@ -118,13 +121,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
 
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
-
-    def validation() -> Findings:
-        batches = make_loader(val_task, render, num_epochs=1)
-        lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-        bpb = bits_per_byte(model, batches, lengths, device=where, world=world).bpb
-        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
-
+    validation = make_validation(lambda: make_loader(val_task, render, num_epochs=1), model, tokenizer, world)
     meta = {
         "settings": settings_as_json(settings),
         "base": base.name,
@@ -169,6 +166,24 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     if loader.num_cut and world.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
+
+
+def make_validation(
+    batches: Callable[[], Iterable[Batch]], model: GPT, tokenizer: Tokenizer, world: World
+) -> Callable[[], Findings]:
+    """Bits per byte of what the assistant says in conversations kept back."""
+    import torch
+    from nanochat_train import bits_per_byte
+
+    from nanochat_apps.training_run import Findings
+
+    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+
+    def validation() -> Findings:
+        bpb = bits_per_byte(model, batches(), lengths, device=model.device, world=world).bpb
+        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
+
+    return validation
 
 
 def base_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], world: World, *, warm: bool) -> MuonAdamW:
