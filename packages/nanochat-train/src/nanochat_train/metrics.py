@@ -69,7 +69,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class PlainSink:
-    """A readable line every `interval_s` seconds, also while a step or an evaluation takes longer: for logs and pipes."""
+    """A readable line every `interval_s` seconds, and after twice as long where a step or an evaluation takes longer.
+
+    For logs and pipes.
+    """
 
     def __init__(
         self, stream: TextIO, *, title: str, total_steps: int | None, interval_s: float = PLAIN_INTERVAL_S
@@ -100,11 +103,11 @@ class PlainSink:
         self._watch.join()
 
     def _say_it_works(self) -> None:
-        """Wakes when a line is due and says so where none came."""
-        silent_s = 0.0
-        while not self._closed.wait(max(self._interval_s - silent_s, 0.001)):
+        """Wakes when a line is long due and says so where none came."""
+        patience_s, silent_s = 2 * self._interval_s, 0.0
+        while not self._closed.wait(max(patience_s - silent_s, 0.001)):
             silent_s = time.monotonic() - self._last_line_s
-            if silent_s >= self._interval_s:
+            if silent_s >= patience_s:
                 self.note(f"{self._title} {self._step}, still at work")
                 silent_s = 0.0
 
