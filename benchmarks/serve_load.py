@@ -59,6 +59,10 @@ class Settings:
     bare: bool = True
     """Whether to measure the engine without a server too."""
 
+    @property
+    def round_s(self) -> float:
+        return self.duration_s / self.rounds
+
 
 @dataclass
 class Seen:
@@ -113,7 +117,7 @@ async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random
 
 async def closed_loop(session: aiohttp.ClientSession, settings: Settings, seen: Seen) -> None:
     """Every client asks until the time is over; a refused one waits for a moment, as it was told."""
-    end = time.perf_counter() + settings.duration_s / settings.rounds
+    end = time.perf_counter() + settings.round_s
 
     async def client(index: int) -> None:
         chance = random.Random(index)
@@ -128,7 +132,7 @@ async def closed_loop(session: aiohttp.ClientSession, settings: Settings, seen: 
 
 async def open_loop(session: aiohttp.ClientSession, settings: Settings, rate: float, seen: Seen) -> None:
     """Requests at the times of a Poisson process."""
-    chance, end, asked = random.Random(0), time.perf_counter() + settings.duration_s / settings.rounds, []
+    chance, end, asked = random.Random(0), time.perf_counter() + settings.round_s, []
     while time.perf_counter() < end:
         asked.append(asyncio.create_task(ask(session, settings, chance, seen)))
         await asyncio.sleep(chance.expovariate(rate))
