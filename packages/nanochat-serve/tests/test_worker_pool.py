@@ -190,6 +190,11 @@ def test_a_backend_that_cannot_be_made_is_said_at_once():
         with_pool(lambda pool: asyncio.sleep(0), num_workers=2, fail=True)
 
 
+def test_the_thread_that_made_the_backend_ends_and_takes_its_own_threads_along():
+    """OpenMP makes those for it, and slows down where threads are more than processors."""
+    assert with_pool(lambda pool: answer(pool, request("is your maker there"))) == ("False", 0)
+
+
 def test_signals_to_the_whole_group_leave_the_workers_to_the_server():
     async def use(pool: WorkerPool) -> str:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,7 +1,8 @@
-"""What the pool's tests run in worker processes: an echo that dies, raises, hangs or says where it is when told to."""
+"""What the pool's tests run in worker processes: an echo that dies, raises, hangs or says how it is when told to."""
 
 import asyncio
 import os
+import threading
 import time
 
 from nanochat_serve import ContextLengthError, Finished, TextDelta
@@ -32,6 +33,10 @@ class Moody(ScriptedBackend):
             yield TextDelta(str(self.num_running))
             yield Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
             return
+        if said == "is your maker there":
+            yield TextDelta(str(self.maker.is_alive()))
+            yield Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
+            return
         async for event in super().stream(request):
             yield event
 
@@ -40,4 +45,6 @@ def make(device, fail=False, pause_s=0.0):
     print("this goes to standard error")
     if fail:
         raise ValueError(f"nothing to load on {device}")
-    return Moody(pause_s=pause_s)
+    backend = Moody(pause_s=pause_s)
+    backend.maker = threading.current_thread()
+    return backend
