@@ -140,5 +140,5 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    devices.keep_freed_memory()
+    devices.tune_process()
     main(tyro.cli(Settings))

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--init-lr-frac", type=float, default=0.2)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/reinforcement.svg"))
     arguments = parser.parse_args()
-    device.keep_freed_memory()
+    device.tune_process()
     base = paths.find_checkpoint("base", TAG)
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["NANOCHAT_BASE_DIR"] = temporary

@@ -30,7 +30,7 @@ from statistics import median
 
 import aiohttp
 import tyro
-from nanochat_apps.device import keep_freed_memory
+from nanochat_apps.device import tune_process
 from nanochat_apps.engine_timing import wait_until_compiled
 
 MODEL = {"sequence_len": 512, "vocab_size": 4096, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
@@ -262,7 +262,7 @@ def share(values: Sequence[float], of: float) -> float:
 
 
 def main(settings: Settings) -> None:
-    keep_freed_memory()  # as the server's worker does
+    tune_process()  # as the server's worker does
     with ExitStack() as stack:
         row: dict[str, object] = {"clients": settings.clients, "rate": settings.rate, "max_tokens": settings.max_tokens}
         url, pids, bare, args = settings.url, [], None, shlex.split(settings.serve_args)

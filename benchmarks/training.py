@@ -313,7 +313,7 @@ def most_allocated(profiler: torch.profiler.profile) -> int:
 
 
 if __name__ == "__main__":
-    devices.keep_freed_memory()
+    devices.tune_process()
     if PROCESSOR_TIME:
         torch.set_num_threads(1)
     {"speed": speed, "data": data, "profile": profile, "scaling": scaling, "memory": memory}[sys.argv[1]](*sys.argv[2:])

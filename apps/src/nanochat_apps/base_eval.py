@@ -148,7 +148,7 @@ def measure_core(
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(evaluate, Settings, prog="base-eval", description="Measure a base model on text and draw samples.")
 
 

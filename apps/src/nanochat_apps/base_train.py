@@ -261,7 +261,7 @@ def evaluations(
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(train, Settings, prog="base-train", description="Pretrain a base model.")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nanochat_apps import cli, paths
-from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, keep_freed_memory
+from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, tune_process
 from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _as_utf8(argument: str) -> str:
 
 
 def main() -> None:
-    keep_freed_memory()
+    tune_process()
     cli.run(chat, Settings, prog="chat-cli", description="Talk to a trained model in the terminal.")
 
 

@@ -198,7 +198,7 @@ def say(world: World, line: str) -> None:
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(evaluate, Settings, prog="chat-eval", description="Test a chat model on public tasks.")
 
 

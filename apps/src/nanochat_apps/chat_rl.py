@@ -218,7 +218,7 @@ class SampleLog:
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(train, Settings, prog="chat-rl", description="Reinforcement learning of a chat model on a task.")
 
 

@@ -207,7 +207,7 @@ def base_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], world: Wor
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(train, Settings, prog="chat-sft", description="Fine-tune a base model on conversations.")
 
 

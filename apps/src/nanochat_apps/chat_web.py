@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nanochat_apps import cli, paths
-from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, keeping_freed_memory
+from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, tuned_environment
 from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def serve(settings: Settings) -> int:
                 "quantize": settings.quantize,
                 "compile": settings.compile,
             },
-            environment=keeping_freed_memory(),
+            environment=tuned_environment(),
         )
         server_settings = ServerSettings(
             temperature=sampling.temperature,

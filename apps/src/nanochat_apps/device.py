@@ -1,4 +1,4 @@
-"""Device, compute dtype and allocator: decided once, by the program, before anything is computed."""
+"""Device, compute dtype, allocator and threads: decided once, by the program, before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,30 +18,34 @@ if TYPE_CHECKING:
 DeviceType = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
-ALLOCATOR = {
+TUNING = {
+    # Keeps freed memory in the process: without it, page faults take most of a training step on the CPU.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "THP_MEM_ALLOC_ENABLE": "1",
+    # OpenMP's threads wait in a loop for so many rounds before they sleep. By default it is milliseconds, in which a
+    # process that shares its processors keeps them from the very threads that it waits for.
+    "GOMP_SPINCOUNT": "5000",
 }
-"""Keeps freed memory in the process: without it, page faults take most of a training step on the CPU."""
+"""What glibc and OpenMP read when a process starts. A user's own settings go before."""
 
 
 MATMUL_BUDGET_S = 3.0
 """Measuring the peak never takes much longer."""
 
 
-def keep_freed_memory() -> None:
-    """Restarts the program with glibc's allocator set as above. Call it first thing in `main`, before torch is imported."""
-    environment = keeping_freed_memory()
+def tune_process() -> None:
+    """Restarts the program with `TUNING` where it is not set. Call it first thing in `main`, before torch is imported."""
+    environment = tuned_environment()
     if environment != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def keeping_freed_memory() -> dict[str, str]:
-    """This program's environment, for another that should keep freed memory; the user's own settings go before."""
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_MAX_" in os.environ:
+def tuned_environment() -> dict[str, str]:
+    """This program's environment with `TUNING`, for processes that it starts; without, where there is no glibc."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return dict(os.environ)
-    return {**os.environ, **ALLOCATOR}
+    return {**TUNING, **os.environ}
 
 
 def choose_device(name: DeviceType) -> torch.device:

@@ -234,7 +234,7 @@ def show(report: dict[str, object], runs: list[Measured]) -> None:
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(bench, Settings, prog="infer-bench", description="Measure the engine against the limits of the machine.")
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,25 @@ def test_a_checkpoint_gives_an_engine_that_equals_the_model(checkpoint: Path) ->
             tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     assert result == tokens
     assert len(tokens) > len(prompt)
+
+
+def test_the_loading_thread_ends_and_takes_its_openmp_threads_along(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nanochat_model
+
+    threads = []
+
+    def load_model(*arguments: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread())
+        return original(*arguments, **named)
+
+    original = nanochat_model.load_model
+    monkeypatch.setattr(nanochat_model, "load_model", load_model)
+    load(checkpoint)
+    [thread] = threads
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
 
 
 def test_the_dtype_is_chosen_at_loading(checkpoint: Path) -> None:

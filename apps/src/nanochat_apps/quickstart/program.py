@@ -338,7 +338,7 @@ def start(settings: Settings) -> int:
 
 
 def main() -> None:
-    device.keep_freed_memory()
+    device.tune_process()
     cli.run(start, Settings, prog="quickstart", description="Train a small chat model on the spot and talk to it.")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,21 @@ def load(
     tokenizer with the model. Raises `ValueError` naming the file and what is wrong with it, `ImportError` if the extra
     `checkpoint` is not installed.
     """
+    if torch.device(device).type != "cpu":
+        return _load(directory, device, dtype, quantize, compile)
+    # On a thread that ends: OpenMP keeps threads for every one that ever computed, and those of an engine that is driven
+    # from elsewhere would sleep instead of wait for their work once all of them outnumber the processors.
+    with ThreadPoolExecutor(1) as loader:
+        return loader.submit(_load, directory, device, dtype, quantize, compile).result()
+
+
+def _load(
+    directory: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    quantize: Literal["int8"] | None,
+    compile: bool,
+) -> Engine:
     try:
         import nanochat_model
         import nanochat_tokenizer
