@@ -110,7 +110,7 @@ def test_any_number_of_ranks_gives_the_same_score(tmp_path, size):
         subprocess.Popen([sys.executable, str(WORKER), str(rank), str(size), str(tmp_path)], stderr=subprocess.PIPE)
         for rank in range(size)
     ]
-    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * size, errors
     alone = dataclasses.asdict(evaluate_core(worker.TASKS, worker.encode, worker.score))
     for rank in range(size):
