@@ -98,16 +98,16 @@ async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random
                 outcome = str(response.status)
                 await response.read()
                 return
-            async for line in response.content:
+            while event := await response.content.readuntil(b"\n\n"):
                 now = time.perf_counter()
-                if b'"usage": {' in line:
-                    seen.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
-                elif b'"content"' in line:
+                if b'"content"' in event:
                     (seen.first_s if last == start else seen.between_s).append(now - last)
                     last = now
-                elif line == b"data: [DONE]\n":
+                elif b'"usage": {' in event:
+                    seen.tokens += json.loads(event[6:])["usage"]["completion_tokens"]
+                elif event == b"data: [DONE]\n\n":
                     outcome = "200"
-                elif b'"error"' in line:
+                elif b'"error"' in event:
                     outcome = "error event"
     except (aiohttp.ClientError, TimeoutError):
         pass

@@ -37,12 +37,13 @@ class PrefixCache:
         """Holds one row of exactly these tokens, in place of entries that it continues."""
         tokens = tuple(token_ids)
         for held in list(self._held):
-            common = common_length(held, tokens)
-            if common == len(tokens):  # already part of a longer one
+            shorter = min(len(held), len(tokens))
+            if held[:shorter] != tokens[:shorter]:
+                continue
+            if shorter == len(tokens):  # already part of a longer one
                 self._touch(held)
                 return
-            if common == len(held):
-                self._drop(held)
+            self._drop(held)
         if not self.fits(cache.num_bytes):
             return
         self._held[tokens] = cache
@@ -53,9 +54,12 @@ class PrefixCache:
     def find(self, token_ids: Sequence[int]) -> tuple[KVCache | None, int]:
         """A row that begins like a prompt, and how many tokens they share: all but one at most, as one must be read."""
         tokens = tuple(token_ids)
-        best = max(self._held, key=lambda held: common_length(held, tokens), default=())
-        common = min(common_length(best, tokens), len(tokens) - 1)
-        if common < MIN_TOKENS:
+        best, common = None, MIN_TOKENS - 1
+        for held in self._held:
+            if held[: common + 1] == tokens[: common + 1]:  # begins better than the best so far
+                best, common = held, common_length(held, tokens)
+        common = min(common, len(tokens) - 1)
+        if best is None or common < MIN_TOKENS:
             return None, 0
         return self._touch(best), common
 

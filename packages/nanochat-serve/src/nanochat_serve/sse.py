@@ -23,6 +23,9 @@ Lines = Callable[[int, ChatEvent], list[Line]]
 
 to_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` would make one a token
 
+AHEAD_BYTES = 1 << 15
+"""What may wait for its reader before writing waits too; aiohttp would from twice as much on."""
+
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -81,8 +84,17 @@ class EventStream:
                 if not self._spoke:
                     await self._write(b": waiting\n\n")
 
+    def _may_write_ahead(self, num_bytes: int) -> bool:
+        transport = self._request.transport
+        if transport is None or not self.response.prepared or self._one_at_a_time.locked():
+            return False
+        return transport.get_write_buffer_size() + num_bytes < AHEAD_BYTES
+
     async def _write(self, data: bytes) -> None:
         try:
+            if self._may_write_ahead(len(data)):
+                await self.response.write(data)  # returns at once: a time limit would be a good part of a token's cost
+                return
             async with self._one_at_a_time, asyncio.timeout(self._settings.write_timeout_s):
                 if not self.response.prepared:
                     await self.response.prepare(self._request)
