@@ -62,6 +62,8 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path, dtype):
     assert loaded.compute_dtype == dtype
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}  # whoever may read the config may read the weights
+    assert len(modes) == 1
     assert json.loads((tmp_path / "meta.json").read_text()) == {"step": 7}
 
 

@@ -184,6 +184,21 @@ def test_training_state_comes_back_bit_for_bit(tmp_path):
     assert all(torch.equal(loaded.tensors[k], v) for k, v in saved.tensors.items())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such permissions")
+def test_another_user_may_read_what_the_umask_lets_them_read(tmp_path):
+    """A server seldom runs as who trained the model."""
+    saved = TrainingState(tensors={"a": torch.ones(1)}, values={})
+    before = os.umask(0o022)
+    try:
+        directory = save(tmp_path, 1, training=saved)
+        os.umask(0o077)
+        private = save(tmp_path, 2, training=saved)
+    finally:
+        os.umask(before)
+    modes = [{p.stat().st_mode & 0o777 for p in d.rglob("*") if p.is_file()} for d in (directory, private)]
+    assert modes == [{0o644}, {0o600}]
+
+
 def test_bits_per_byte_equals_a_plain_float64_loop():
     model = BigramModel()
     lengths = torch.tensor([0, 1, 2, 3, 1, 1, 4, 0, 2, 1, 1])

@@ -51,9 +51,17 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / CONFIG_FILE, config)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    _save_tensors(tensors, directory / WEIGHTS_FILE)
     if meta is not None:
         _write_json(directory / "meta.json", dict(meta))
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes the file as readable as any other: safetensors by itself lets nobody but the owner read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def load_config(directory: str | Path) -> GPTConfig:

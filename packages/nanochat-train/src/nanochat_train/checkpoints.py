@@ -66,9 +66,7 @@ def save_checkpoint(
         _write_json(temporary / META_FILE, {"format_version": FORMAT_VERSION, "step": step, **meta})
         if training is not None:
             (temporary / "training").mkdir()
-            save_file(
-                {k: v.contiguous() for k, v in training.tensors.items()}, temporary / "training/optimizer.safetensors"
-            )
+            _save_tensors(training.tensors, temporary / "training/optimizer.safetensors")
             _write_json(temporary / "training/state.json", training.values)
         _write_json(temporary / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "files": _describe_files(temporary)})
         _sync(temporary)
@@ -86,6 +84,14 @@ def save_checkpoint(
             if old not in (step, keep_also):
                 shutil.rmtree(step_directory(root, old), ignore_errors=True)
     return directory
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes the file as readable as any other: safetensors by itself lets nobody but the owner read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)
 
 
 def step_directory(root: Path, step: int) -> Path:
