@@ -4,12 +4,9 @@ import asyncio
 import gc
 import json
 import random
-from collections.abc import Coroutine, Iterator
-from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nanochat_serve import Finished, ServerSettings, TextDelta, create_app
@@ -18,30 +15,6 @@ from nanochat_serve.testing import ScriptedBackend
 
 DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
 CHATS = ["/chat/completions", "/v1/chat/completions", "/v1/completions"]
-
-
-class Served:
-    """A server and a client on a loop that runs only now and then."""
-
-    def __init__(self, app: web.Application) -> None:
-        self.app = app
-        self._loop = asyncio.new_event_loop()
-        self.client = TestClient(TestServer(app, loop=self._loop), loop=self._loop)
-        self.run(self.client.start_server())
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run_until_complete(asyncio.wait_for(work, 60))
-
-    def post(self, path: str, data: bytes) -> tuple[int, bytes]:
-        async def send() -> tuple[int, bytes]:
-            response = await self.client.post(path, data=data)
-            return response.status, await response.read()
-
-        return self.run(send())
-
-    def close(self) -> None:
-        self.run(self.client.close())
-        self._loop.close()
 
 
 class Dawdling(ScriptedBackend):
@@ -75,11 +48,11 @@ async def leave_at_some_point(client: TestClient, chance: random.Random) -> None
 
 
 @pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_clients_that_leave_leave_nothing_behind(num_clients):
+def test_clients_that_leave_leave_nothing_behind(num_clients, serve):
     backend = Dawdling()
 
     limits = ServerSettings(max_requests=1000, max_requests_per_client=1000)
-    served, chance, sizes = Served(create_app(backend, limits)), random.Random(2), []
+    served, chance, sizes = serve(create_app(backend, limits)), random.Random(2), []
 
     async def fifty_leave() -> None:
         await asyncio.gather(*(leave_at_some_point(served.client, chance) for _ in range(50)))
@@ -91,7 +64,6 @@ def test_clients_that_leave_leave_nothing_behind(num_clients):
         served.run(fifty_leave())
         gc.collect()
         sizes.append(len(gc.get_objects()))
-    served.close()
     assert len(backend.requests) > num_clients / 2
     assert backend.num_cancelled > num_clients / 10
     assert sizes[-1] - sizes[1] < 2000
@@ -130,14 +102,7 @@ BODIES = st.fixed_dictionaries(
 RAW = st.builds(lambda body: json.dumps(body).encode(errors="replace"), BODIES | JSON) | st.binary(max_size=200)
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    running = Served(create_app(ScriptedBackend()))
-    yield running
-    running.close()
-
-
-def answers_or_names_the_field(served: Served, path: str, data: bytes) -> None:
+def answers_or_names_the_field(served, path: str, data: bytes) -> None:
     status, answer = served.post(path, data)
     if status == 200:
         assert answer.endswith((b'{"done": true}\n\n', b"[DONE]\n\n", b"}"))

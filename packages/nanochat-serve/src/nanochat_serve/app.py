@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from nanochat_serve import openai, status
+from nanochat_serve import openai, schema, status
 from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, check_key, json_body
 from nanochat_serve.answers import LOG
 from nanochat_serve.errors import RefusedError
@@ -58,6 +58,7 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
     app.router.add_get("/ready", status.ready)
     app.router.add_get("/stats", status.stats)
     app.router.add_get("/metrics", status.metrics)
+    app.router.add_get("/openapi.json", schema.openapi)
     for path, (name, content_type) in PAGE_FILES.items():
         app.router.add_get(path, _page_file(name, content_type))
     return app

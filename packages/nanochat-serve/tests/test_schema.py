@@ -1,0 +1,163 @@
+"""The published schema: a valid OpenAPI document of just what is there, whose bodies are taken and whose answers come."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, validate
+from nanochat_serve import ServerSettings, create_app
+from nanochat_serve.app import PAGE_FILES
+from nanochat_serve.schema import openapi_schema
+from nanochat_serve.testing import ScriptedBackend
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+PATHS = openapi_schema(ServerSettings())["paths"]
+POSTS = [path for path, methods in PATHS.items() if "post" in methods]
+BEYOND_SCHEMA = ("turns alternate", "must be the user's", "half a character", "characters", "answers, limit")
+"""Complaints about what JSON Schema cannot say: the order of turns, sums over fields, lone surrogates."""
+
+
+def body_schema(path: str) -> dict:
+    return PATHS[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+
+def answer_schema(path: str, method: str, status: int = 200) -> dict:
+    return PATHS[path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+
+
+@pytest.mark.parametrize("chosen", [ServerSettings(), ServerSettings(api_key="secret", max_samples=2)])
+def test_the_document_is_valid_and_says_whether_a_key_is_needed(chosen):
+    document = openapi_schema(chosen)
+    OpenAPIV31SpecValidator(document).validate()
+    assert ("security" in document["paths"]["/v1/chat/completions"]["post"]) == (chosen.api_key is not None)
+    assert "security" not in document["paths"]["/health"]["get"]
+
+
+def test_it_lists_just_the_routes_that_there_are(served):
+    routes = {
+        (route.resource.canonical, route.method.lower())
+        for route in served.app.router.routes()
+        if route.method != "HEAD" and route.resource.canonical not in PAGE_FILES
+    }
+    assert {(path, method) for path, methods in PATHS.items() for method in methods} == routes
+    status, answer = served.get("/openapi.json")
+    assert status == 200
+    assert json.loads(answer) == openapi_schema(ServerSettings())
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/stats", "/v1/models", "/v1/models/{name}"])
+def test_what_is_asked_for_comes_as_described(served, path):
+    status, answer = served.get(path.replace("{name}", "nanochat"))
+    assert status == 200
+    validate(json.loads(answer), answer_schema(path, "get"))
+
+
+def answered_as_described(served, path: str, body: dict) -> int:
+    status, answer = served.post(path, json.dumps(body).encode())
+    if status == 400:
+        error = json.loads(answer)
+        validate(error, answer_schema(path, "post", 400))
+        assert any(words in error["error"]["message"] for words in BEYOND_SCHEMA), error
+    else:
+        assert status == 200
+        if not body.get("stream") and path != "/chat/completions":
+            validate(json.loads(answer), answer_schema(path, "post"))
+    return status
+
+
+def from_schema(schema: dict) -> st.SearchStrategy:
+    """Values that a schema of the kinds used here admits."""
+    if "anyOf" in schema:
+        return st.one_of(*(from_schema(choice) for choice in schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return st.sampled_from(schema.get("enum", [schema.get("const")]))
+    if isinstance(schema["type"], list):
+        return st.one_of(*(from_schema(schema | {"type": kind}) for kind in schema["type"]))
+    match schema["type"]:
+        case "null":
+            return st.none()
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            return st.integers(schema.get("minimum"), schema.get("maximum"))
+        case "number":
+            low, high = schema.get("exclusiveMinimum"), schema.get("maximum")
+            floats = st.floats(low, high, exclude_min=low is not None, allow_nan=False, allow_infinity=False)
+            return floats if low is not None else floats | st.integers(-(2**70), 2**70)
+        case "string":
+            return st.text(min_size=schema.get("minLength", 0), max_size=min(schema.get("maxLength", 30), 30))
+        case "array":
+            most = min(schema.get("maxItems", 5), 5)
+            return st.lists(from_schema(schema["items"]), min_size=schema.get("minItems", 0), max_size=most)
+    fields = {name: from_schema(value) for name, value in schema["properties"].items()}
+    needed = {name: fields.pop(name) for name in schema.get("required", [])}
+    return st.fixed_dictionaries(needed, optional=fields)
+
+
+ONE_TURN = st.builds(lambda text: [{"role": "user", "content": text}], st.text("abc é🙂", min_size=1, max_size=40))
+
+
+BODIES = {path: from_schema(body_schema(path)) for path in POSTS}
+
+
+@st.composite
+def described(draw) -> tuple[str, dict]:
+    """A request as the schema has it; in every other one the conversation is one that is in order."""
+    path = draw(st.sampled_from(POSTS))
+    body = draw(BODIES[path])
+    if "messages" in body and draw(st.booleans()):
+        body["messages"] = draw(ONE_TURN)
+    return path, body
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(described())
+def test_what_the_schema_admits_is_answered(served, request_):
+    answered_as_described(served, *request_)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(described())
+def test_ten_thousand_times_what_the_schema_admits(served, request_):
+    answered_as_described(served, *request_)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/chat/completions", "messages", []),
+        ("/chat/completions", "messages", [{"role": "tool", "content": "x"}]),
+        ("/chat/completions", "messages", [{"role": "user", "content": ""}]),
+        ("/chat/completions", "temperature", "warm"),
+        ("/chat/completions", "top_p", 0),
+        ("/chat/completions", "seed", -1),
+        ("/v1/chat/completions", "stop", ["a"] * 5),
+        ("/v1/chat/completions", "n", 9),
+        ("/v1/chat/completions", "tools", [{}]),
+        ("/v1/completions", "prompt", []),
+        ("/v1/completions", "stream", 1),
+    ],
+)
+def test_what_the_schema_excludes_is_refused(served, path, field, value):
+    good = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    validator = Draft202012Validator(body_schema(path))
+    assert validator.is_valid(good)
+    assert not validator.is_valid(good | {field: value})
+    status, answer = served.post(path, json.dumps(good | {field: value}).encode())
+    assert status == 400
+    assert json.loads(answer)["error"]["param"].startswith(field)
+
+
+def test_no_key_is_needed_to_read_it():
+    async def check():
+        from aiohttp.test_utils import TestClient, TestServer
+
+        app = create_app(ScriptedBackend(), ServerSettings(api_key="secret"))
+        async with TestClient(TestServer(app)) as client, client.get("/openapi.json") as response:
+            assert response.status == 200
+            assert (await response.json())["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
+    asyncio.run(check())
