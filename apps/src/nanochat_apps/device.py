@@ -35,9 +35,13 @@ MATMUL_BUDGET_S = 3.0
 
 
 def tune_process() -> None:
-    """Restarts the program with `TUNING` where it is not set. Call it first thing in `main`, before torch is imported."""
+    """Restarts the program with `TUNING` where it is not set. Call it first thing in `main`, before torch is imported.
+
+    Does nothing where `main` is called by another program, such as a test runner: it would be that one which restarts.
+    """
     environment = tuned_environment()
-    if environment != dict(os.environ):
+    caller_of_main = sys._getframe(2).f_globals["__name__"]
+    if environment != dict(os.environ) and caller_of_main == "__main__":
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -1,0 +1,44 @@
+"""The settings that a process must start with: programs of ours get them by a restart, whoever calls our code does not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from nanochat_apps import chat_cli, device
+
+UNTUNED = {name: value for name, value in os.environ.items() if name not in device.TUNING}
+PROGRAM = """
+import os, sys
+from nanochat_apps import device
+
+def main():
+    device.tune_process()
+    print(*(os.environ.get(name) for name in device.TUNING), *sys.argv[1:])
+
+main()
+"""
+
+
+@pytest.mark.skipif(device.tuned_environment() == dict(UNTUNED), reason="no glibc here")
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}], ids=["none set", "one set"])
+def test_a_program_starts_again_with_the_settings(tmp_path, own):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), "--flag", "a b"]
+    done = subprocess.run(command, env=UNTUNED | own, capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.split() == [*(device.TUNING | own).values(), "--flag", "a", "b"]
+
+
+def test_a_program_that_calls_ours_goes_on(monkeypatch, capsys):
+    """pytest was once replaced by itself in the middle of a run, with its output lost."""
+
+    def restarted(*_: object) -> None:
+        raise AssertionError("restarted")
+
+    monkeypatch.setattr(os, "execve", restarted)
+    monkeypatch.setattr(os, "environ", UNTUNED)
+    monkeypatch.setattr(sys, "argv", ["chat-cli", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        chat_cli.main()
+    assert ended.value.code == 0
+    assert "chat-cli" in capsys.readouterr().out
