@@ -4,8 +4,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import asyncio, itertools, time
-from nanochat_serve import testing
+import asyncio, time
 from nanochat_serve.testing import event_loop_watchdog
 
 async def compute():
@@ -23,14 +22,9 @@ for hold_up in (compute, wait):
 with event_loop_watchdog() as blocks:
     asyncio.run(asyncio.sleep(0.1))
 assert not blocks, blocks
-reads = itertools.count()
-testing._num_waits_and_reads = lambda: (0, next(reads))
-with event_loop_watchdog() as blocks:
-    asyncio.run(compute())
-assert not blocks, "memory had to be read from the disk"
 """
 
 
-def test_the_watchdog_sees_what_computes_and_what_waits_but_not_the_system():
+def test_the_watchdog_sees_what_computes_and_what_waits():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

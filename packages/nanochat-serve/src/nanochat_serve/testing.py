@@ -90,9 +90,8 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
     """Meanwhile collects what held an event loop up for longer than the limit, whether it computed or waited.
 
     Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm, nor does
-    Python's collection of garbage, which takes as long as the whole program has objects, nor a callback that had to wait for
-    memory which the system had put on the disk. A loop that waits is only noticed in a program of one thread: else it may
-    have waited for its turn to run Python.
+    Python's collection of garbage, which takes as long as the whole program has objects. A loop that waits is only noticed
+    in a program of one thread: else it may have waited for its turn to run Python.
     """
     blocks: list[str] = []
     run = asyncio.Handle._run
@@ -109,14 +108,11 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
         return time.thread_time() - float(getattr(collecting, "total_s", 0.0))
 
     def watched(handle: asyncio.Handle) -> None:
-        wall, before_s, (waits, reads) = time.perf_counter(), computed(), _num_waits_and_reads()
+        wall, before_s, waits = time.perf_counter(), computed(), _num_waits()
         run(handle)
         wall_s, computed_s = time.perf_counter() - wall, computed() - before_s
-        if wall_s <= limit_s:
-            return
-        more_waits, more_reads = _num_waits_and_reads()
-        waited = wall_s - computed_s > limit_s and more_waits > waits and threading.active_count() == 1
-        if (computed_s > limit_s or waited) and more_reads == reads:
+        waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
+        if computed_s > limit_s or waited:
             blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
 
     asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
@@ -128,11 +124,10 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
         asyncio.Handle._run = run  # type: ignore[method-assign]
 
 
-def _num_waits_and_reads() -> tuple[int, int]:
-    """How often this thread gave the processor up by itself, and waited for memory from the disk; known on Linux only."""
+def _num_waits() -> int:
+    """How often this thread has given the processor up by itself; unknown outside of Linux."""
     if sys.platform != "linux":
-        return 0, 0
+        return 0
     import resource
 
-    used = resource.getrusage(resource.RUSAGE_THREAD)
-    return used.ru_nvcsw, used.ru_majflt
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
