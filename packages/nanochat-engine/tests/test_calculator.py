@@ -106,16 +106,13 @@ def hostile_expressions(seed: int) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_hostile_expressions_are_answered_at_once() -> None:
-    """None raises, none takes 50 ms of the processor; what a virtual machine adds, it does not add three times."""
-
-    def took_s(expression: str) -> float:
+    """None raises, none takes 50 ms of the processor."""
+    slowest_s = 0.0
+    for expression in itertools.islice(hostile_expressions(0), 100_000):
         start_s = time.thread_time()
         use_calculator(expression)
-        return time.thread_time() - start_s
-
-    hostile = itertools.islice(hostile_expressions(0), 100_000)
-    slow = [expression for expression in hostile if took_s(expression) >= 0.05]
-    assert all(min(took_s(expression) for _ in range(2)) < 0.05 for expression in slow), slow
+        slowest_s = max(slowest_s, time.thread_time() - start_s)
+    assert slowest_s < 0.05
 
 
 def test_hostile_expressions_take_little_memory() -> None:
