@@ -1,0 +1,45 @@
+"""What a thread's own clock counts while the machine beneath a virtual one lets it stand still.
+
+A loop that does nothing but read clocks; a line for each time that the thread's clock jumped. Run it beside something
+that keeps the processors busy: a machine is stopped when it wants more than it was promised.
+
+    uv run python benchmarks/stolen_time.py --duration-s 60
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import tyro
+from nanochat_serve.testing import stolen_s
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to look, and at what."""
+
+    duration_s: float = 60.0
+    at_least_ms: float = 20.0
+    """Shorter jumps are left out."""
+
+
+def main(settings: Settings) -> None:
+    """Print the jumps, and what was stolen in the last ten milliseconds and since, on the processor that lost most."""
+    print("| thread's clock, ms | wall clock, ms | stolen, ms |\n|---|---|---|")
+    end_s = time.perf_counter() + settings.duration_s
+    while time.perf_counter() < end_s:
+        before = stolen_s()
+        begin_s = wall_s = time.perf_counter()
+        thread_s = time.thread_time()
+        while wall_s - begin_s < 0.01:
+            wall_before_s, thread_before_s = wall_s, thread_s
+            wall_s, thread_s = time.perf_counter(), time.thread_time()
+            if thread_s - thread_before_s > settings.at_least_ms / 1000:
+                jumps_s = thread_s - thread_before_s, wall_s - wall_before_s
+                lost_s = max(map(float.__sub__, stolen_s(), before), default=0.0)
+                print(f"| {1000 * jumps_s[0]:.0f} | {1000 * jumps_s[1]:.0f} | {1000 * lost_s:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
