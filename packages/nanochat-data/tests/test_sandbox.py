@@ -1,7 +1,7 @@
 """The sandbox passes what is right, fails what is wrong, and holds against programs that mean harm."""
 
-import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -244,10 +244,13 @@ def test_secrets_of_the_parent_are_not_there(monkeypatch):
     assert sandbox.run("import os; assert 'SECRET_TOKEN' not in os.environ and 'hunter2' not in str(os.environ)").passed
 
 
-def test_nothing_is_left_behind():
-    sandbox.run("import os; os.makedirs('a/b'); open('a/b/c', 'w').close()")
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert sandbox.run(
+        f"import os; assert os.getcwd().startswith({str(tmp_path)!r}); os.makedirs('a/b'); open('a/b/c', 'w').close()"
+    ).passed
     sandbox.run("open('x', 'w').close()\nwhile True: pass", sandbox.Limits(seconds=0.3))
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("nanochat-sandbox-*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_there_are_enough_hostile_programs():
