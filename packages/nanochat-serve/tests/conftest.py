@@ -23,6 +23,18 @@ def loop_is_never_blocked():
     assert not ours, ours
 
 
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]:
+    """Waits for what comes sooner or later, however slow the machine."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    return wait
+
+
 class Served:
     """A server and a client on a loop that runs only now and then."""
 

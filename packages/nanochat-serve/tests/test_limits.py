@@ -1,6 +1,7 @@
 """Who is let in and for how long: clients, time-outs, heartbeats, other origins, a server that stops."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -34,18 +35,20 @@ async def outcome(client: TestClient, path: str = CHATS[0], body: Any = HI, **kw
     return response.status, error["type"] if error else text
 
 
-def test_one_client_cannot_take_all_places():
+def test_one_client_cannot_take_all_places(until):
+    backend = ScriptedBackend(pause_s=0.2)
+
     async def use(client: TestClient) -> Any:
         def ask(address: str) -> Any:
             return outcome(client, headers={"X-Forwarded-For": f"10.0.0.9, {address}"})
 
         first = [asyncio.create_task(ask("10.0.0.1")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: backend.num_running == 2)
         third, other = await ask("10.0.0.1"), await ask("10.0.0.2")
         return [status for status, _ in await asyncio.gather(*first)], third, other[0], (await ask("10.0.0.1"))[0]
 
     settings = {"max_requests_per_client": 2, "behind_proxy": True}
-    first, third, other, later = serve(ScriptedBackend(pause_s=0.2), use, **settings)
+    first, third, other, later = serve(backend, use, **settings)
     assert (first, third, other, later) == ([200, 200], (429, "client_busy"), 200, 200)
 
 
@@ -97,20 +100,48 @@ def test_one_sample_that_fails_ends_the_others():
     assert backend.num_running == 0
 
 
-def test_a_stream_that_is_idle_gets_heartbeats():
-    async def use(client: TestClient) -> tuple[int, str]:
-        response = await client.post(CHATS[0], json=HI)
-        return response.status, await response.text()
+class Held(ScriptedBackend):
+    """Each event waits until it is let through."""
 
-    settings = {"heartbeat_s": 0.1}
-    status, text = serve(ScriptedBackend([TextDelta("a"), DONE], pause_s=0.35), use, **settings)
-    assert status == 200
-    before, after = text.split('data: {"token": "a", "gpu": 0}\n\n')
-    assert set(before.split("\n\n")) == {": waiting", ""}
-    assert after.startswith(": waiting\n\n")
-    assert after.endswith('data: {"done": true}\n\n')
+    def __init__(self, events):
+        super().__init__(events)
+        self.gate = asyncio.Semaphore(0)
+
+    async def stream(self, request):
+        async with contextlib.aclosing(super().stream(request)) as events:
+            while await self.gate.acquire():
+                try:
+                    event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                yield event
+
+
+def test_a_stream_that_is_idle_gets_heartbeats():
+    waiting = b": waiting\n\n"
+
+    def between_heartbeats(backend: Held) -> Callable[[TestClient], Awaitable[list[bytes]]]:
+        async def use(client: TestClient) -> list[bytes]:
+            response = await client.post(CHATS[0], json=HI)
+            assert response.status == 200
+            events = []
+            for _ in backend.events:
+                assert await response.content.readuntil(b"\n\n") == waiting
+                backend.gate.release()
+                while (event := await response.content.readuntil(b"\n\n")) == waiting:
+                    pass
+                events.append(event)
+            return events
+
+        return use
+
+    backend = Held([TextDelta("a"), DONE])
+    token, done = serve(backend, between_heartbeats(backend), heartbeat_s=0.1)
+    assert (token, done) == (b'data: {"token": "a", "gpu": 0}\n\n', b'data: {"done": true}\n\n')
     # Once a heartbeat has gone out, what goes wrong can only be an event.
-    assert serve(ScriptedBackend([RuntimeError("x")], pause_s=0.35), outcome, **settings) == (200, "backend_error")
+    backend = Held([RuntimeError("x")])
+    (error,) = serve(backend, between_heartbeats(backend), heartbeat_s=0.1)
+    assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "backend_error"
 
 
 def test_a_body_that_does_not_come_gets_408():
@@ -173,14 +204,14 @@ class Running:
         await self.client.close()
 
 
-def test_a_server_that_stops_lets_answers_end_and_nobody_in():
+def test_a_server_that_stops_lets_answers_end_and_nobody_in(until):
     backend = ScriptedBackend([TextDelta("a"), TextDelta("b"), DONE], pause_s=0.2)
 
     async def session() -> Any:
         async with Running(backend) as server:
             streamed = asyncio.create_task(outcome(server.client))
             whole = asyncio.create_task(outcome(server.client, CHATS[1]))
-            await asyncio.sleep(0.1)
+            await until(lambda: backend.num_running == 2)
             stop = asyncio.create_task(server.stop())
             await asyncio.sleep(0.1)
             late = await outcome(server.client)
@@ -194,13 +225,13 @@ def test_a_server_that_stops_lets_answers_end_and_nobody_in():
     assert backend.closed
 
 
-def test_answers_over_the_drain_limit_are_told_so():
+def test_answers_over_the_drain_limit_are_told_so(until):
     backend = ScriptedBackend([TextDelta("a")] * 100_000 + [DONE], pause_s=0.01)
 
     async def session() -> Any:
         async with Running(backend, drain_s=0.2) as server:
             asked = [asyncio.create_task(outcome(server.client, path)) for path in CHATS]
-            await asyncio.sleep(0.2)
+            await until(lambda: backend.num_running == 2)
             await server.stop()
             return await asyncio.gather(*asked)
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -39,8 +38,8 @@ def user(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]}
 
 
-async def post(client: TestClient, body: Any, **kwargs: Any) -> tuple[int, str]:
-    response = await client.post("/chat/completions", json=body, **kwargs)
+async def post(client: TestClient, body: Any, path: str = "/chat/completions", **kwargs: Any) -> tuple[int, str]:
+    response = await client.post(path, json=body, **kwargs)
     return response.status, await response.text()
 
 
@@ -182,28 +181,27 @@ def test_a_model_that_fails_gives_500_before_and_an_event_after_the_first_token(
     assert "secret" not in text
 
 
-def test_one_request_too_many_gets_429_and_when_to_come_back():
+def test_one_request_too_many_gets_429_and_when_to_come_back(until):
+    backend = ScriptedBackend(pause_s=0.1)
+
     async def use(client: TestClient) -> Any:
         first = asyncio.create_task(post(client, user("a b c")))
-        await asyncio.sleep(0.05)
+        await until(lambda: backend.num_running == 1)
         second = await client.post("/chat/completions", json=user("a"))
         return await first, second.status, second.headers["Retry-After"]
 
-    (status, _), refused, retry_after = serve(ScriptedBackend(pause_s=0.1), use, max_requests=1)
+    (status, _), refused, retry_after = serve(backend, use, max_requests=1)
     assert (status, refused, retry_after) == (200, 429, "2")
 
 
-def test_a_client_that_leaves_frees_its_answer():
+def test_a_client_that_leaves_frees_its_answer(until):
     backend = ScriptedBackend([TextDelta("x")] * 1000 + [DONE], pause_s=0.005)
 
     async def use(client: TestClient) -> Any:
         response = await client.post("/chat/completions", json=user("x"))
         await response.content.readline()
         response.close()
-        for _ in range(200):
-            if backend.num_running == 0:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: backend.num_running == 0)
         return (await (await client.get("/stats")).json())["running"]
 
     assert serve(backend, use) == 0
@@ -212,15 +210,14 @@ def test_a_client_that_leaves_frees_its_answer():
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions"])
-def test_a_client_that_leaves_before_the_first_token_frees_its_place(path):
+def test_a_client_that_leaves_before_the_first_token_frees_its_place(path, until):
     backend = ScriptedBackend([DONE], pause_s=60)
 
     async def use(client: TestClient) -> Any:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(client.post(path, json=user("x")), 0.1)
-        deadline = time.monotonic() + 5
-        while backend.num_running and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        asking = asyncio.create_task(post(client, user("x"), path))
+        await until(lambda: backend.num_running == 1)
+        asking.cancel()
+        await until(lambda: backend.num_running == 0)
         backend.pause_s = 0
         return (await client.post(path, json=user("x"))).status
 
@@ -228,14 +225,12 @@ def test_a_client_that_leaves_before_the_first_token_frees_its_place(path):
     assert backend.num_cancelled == 1
 
 
-def test_a_client_that_does_not_read_is_dropped():
+def test_a_client_that_does_not_read_is_dropped(until):
     backend = ScriptedBackend([TextDelta("x" * 100_000)] * 500 + [DONE])
 
     async def use(client: TestClient) -> None:
         await client.post("/chat/completions", json=user("x"))  # and reads no further than the head
-        deadline = time.monotonic() + 5
-        while backend.num_running and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await until(lambda: backend.num_running == 0)
 
     serve(backend, use, write_timeout_s=0.2)
     assert (backend.num_running, backend.num_cancelled) == (0, 1)
@@ -317,15 +312,13 @@ def test_unknown_paths_and_methods_are_json_errors():
     assert serve(ScriptedBackend(), use) == [(404, True), (405, True)]
 
 
-def test_the_loop_stays_free_while_many_stream():
+def test_the_loop_stays_free_while_many_stream(until):
     """Free enough for others to be answered; the watchdog over all these tests sees what holds it up."""
     backend = ScriptedBackend([TextDelta("word ")] * 200 + [DONE], pause_s=0.002)
 
     async def use(client: TestClient) -> None:
         answers = [asyncio.create_task(post(client, user("x"))) for _ in range(32)]
-        async with asyncio.timeout(30):
-            while backend.num_running < 32:
-                await asyncio.sleep(0)
+        await until(lambda: backend.num_running == 32)
         assert (await client.get("/health")).status == 200
         assert backend.num_running == 32
         assert all(status == 200 for status, _ in await asyncio.gather(*answers))

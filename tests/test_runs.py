@@ -14,7 +14,7 @@ from nanochat_data.tinyworld import TinyWorld
 from nanochat_train import list_steps
 from torch.distributed.run import get_args_parser
 
-RUNS = Path(__file__).parents[2] / "runs"
+RUNS = Path(__file__).parents[1] / "runs"
 SIZES = "--aspect-ratio 16 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --warmup-steps 2"
 
 
