@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, ThreadedBackend
@@ -54,7 +53,7 @@ def test_what_the_generator_raises_reaches_the_reader():
     asyncio.run(session())
 
 
-def test_a_reader_that_leaves_frees_the_worker_and_a_slow_one_bounds_it():
+def test_a_reader_that_leaves_frees_the_worker_and_a_slow_one_bounds_it(until):
     written = []
 
     def counted(request, cancelled):
@@ -70,41 +69,40 @@ def test_a_reader_that_leaves_frees_the_worker_and_a_slow_one_bounds_it():
         ahead = len(written)
         assert backend.status().num_running == 1
         await stream.aclose()
-        deadline = time.monotonic() + 5
-        while backend.status().num_running and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        running = backend.status().num_running
+        await until(lambda: backend.status().num_running == 0)
         await backend.aclose()
-        return ahead, running
+        return ahead
 
-    ahead, running = asyncio.run(session())
-    assert ahead < 100
-    assert running == 0
+    assert asyncio.run(session()) < 100
 
 
 def test_the_loop_runs_on_while_the_model_works():
-    def slow(request, cancelled):
-        time.sleep(0.3)
+    turned = threading.Event()
+
+    def waits_for_the_loop(request, cancelled):
+        if not turned.wait(30):
+            raise TimeoutError("the loop waits for the model")
         yield DONE
 
     async def session():
-        backend = ThreadedBackend(slow)
+        backend = ThreadedBackend(waits_for_the_loop)
         answer = asyncio.create_task(collect(backend))
-        turns = 0
-        while not answer.done():
+        for _ in range(5):
             await asyncio.sleep(0.01)
-            turns += 1
+        assert not answer.done()
+        turned.set()
+        events = await answer
         await backend.aclose()
-        return turns
+        return events
 
-    assert asyncio.run(session()) >= 5
+    assert asyncio.run(session()) == [DONE]
 
 
-def test_closing_ends_running_and_waiting_answers():
+def test_closing_ends_running_and_waiting_answers(until):
     async def session():
         backend = ThreadedBackend(endless)
         answers = [asyncio.create_task(collect(backend)) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        await until(lambda: backend.status().num_running == 1)
         waiting = backend.status().num_waiting
         await backend.aclose()
         return waiting, await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)

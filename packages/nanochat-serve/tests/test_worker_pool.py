@@ -221,11 +221,13 @@ def test_no_devices_are_refused():
         WorkerPool("moody:make", [])
 
 
-def test_a_worker_that_is_killed_breaks_off_its_own_answers_on_the_wire():
+def test_a_worker_that_is_killed_breaks_off_its_own_answers_on_the_wire(until):
     pool = WorkerPool("moody:make", ["cpu", "cpu"], environment=ENVIRONMENT, arguments={"pause_s": 0.1})
+    begun = []
 
     async def ask(client: TestClient, text: str) -> list[Any]:
         response = await client.post("/chat/completions", json={"messages": [{"role": "user", "content": text}]})
+        begun.append(text)  # the head comes with the first token
         lines = (await response.text()).strip().split("\n\n")
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
@@ -234,11 +236,11 @@ def test_a_worker_that_is_killed_breaks_off_its_own_answers_on_the_wire():
             assert (await client.get("/ready")).status == 503
             await pool.start()
             answers = [asyncio.create_task(ask(client, "a b c d e f g h i j")) for _ in range(4)]
-            await asyncio.sleep(0.4)
+            await until(lambda: len(begun) == 4)
             os.kill(pool._workers[1]._process.pid, signal.SIGKILL)
-            done = await asyncio.gather(*answers)
+            await until(lambda: sum(worker.ready for worker in pool.status().workers) == 1)
             during = await (await client.get("/health")).json()
-            return done, during, await ask(client, "x")
+            return await asyncio.gather(*answers), during, await ask(client, "x")
 
     answers, during, later = asyncio.run(asyncio.wait_for(session(), 60))
     for answer in answers:
