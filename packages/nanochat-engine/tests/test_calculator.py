@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 import tracemalloc
@@ -63,25 +62,11 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-LIMIT_S = 0.05
-
-
-def took_s(expression: str) -> float:
-    """Seconds of the processor. What seems too slow is timed again: a virtual machine counts what was stolen from it, too."""
-    least_s = math.inf
-    for _ in range(3):
-        start_s = time.thread_time()
-        use_calculator(expression)
-        least_s = min(least_s, time.thread_time() - start_s)
-        if least_s < LIMIT_S:
-            break
-    return least_s
-
-
 @pytest.mark.parametrize("expression", HOSTILE)
 def test_hostile_text_is_answered_at_once(expression: str) -> None:
-    assert took_s(expression) < LIMIT_S
+    start_s = time.thread_time()
     result = use_calculator(expression)
+    assert time.thread_time() - start_s < 0.05
     assert result is None or len(result) < 400
 
 
@@ -122,7 +107,12 @@ def hostile_expressions(seed: int) -> Iterator[str]:
 @pytest.mark.slow
 def test_a_hundred_thousand_hostile_expressions_are_answered_at_once() -> None:
     """None raises, none takes 50 ms of the processor."""
-    assert max(map(took_s, itertools.islice(hostile_expressions(0), 100_000))) < LIMIT_S
+    slowest_s = 0.0
+    for expression in itertools.islice(hostile_expressions(0), 100_000):
+        start_s = time.thread_time()
+        use_calculator(expression)
+        slowest_s = max(slowest_s, time.thread_time() - start_s)
+    assert slowest_s < 0.05
 
 
 def test_hostile_expressions_take_little_memory() -> None:

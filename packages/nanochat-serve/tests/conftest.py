@@ -25,10 +25,10 @@ def loop_is_never_blocked():
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]:
-    """Waits for what comes sooner or later, however slow the machine."""
+    """Waits for what must come, five seconds at most."""
 
     async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             while not condition():
                 await asyncio.sleep(0.001)
 

@@ -81,7 +81,7 @@ def browser():
 def page(browser, server: Server):
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(60_000)  # what hangs ends; how fast a page is depends on the machine
+    page.set_default_timeout(10_000)
     page.goto(server.url)
     yield page
     context.close()
@@ -116,10 +116,7 @@ def test_stop_ends_the_answer_and_keeps_what_came(page, server):
     wait_for_answer(page)
     kept = page.inner_text(".message.assistant .body")
     assert 0 < kept.count("word") < 500
-    for _ in range(500):
-        if server.backend.num_running == 0:
-            break
-        page.wait_for_timeout(20)
+    page.wait_for_timeout(200)
     assert server.backend.num_running == 0
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from nanochat_serve.protocols import (
     BackendStatus,
@@ -91,15 +89,13 @@ async def _collect(backend: ChatBackend, request: ChatRequest) -> list[ChatEvent
 def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
     """Meanwhile collects what held an event loop up for longer than the limit, whether it computed or waited.
 
-    Time for which the system gave the processor to others does not count, nor that for which the machine beneath a virtual
-    one did, so that a busy machine raises no alarm; nor does Python's collection of garbage, which takes as long as the
-    whole program has objects. A loop that waits is only noticed in a program of one thread: else it may have waited for its
-    turn to run Python.
+    Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm, nor does
+    Python's collection of garbage, which takes as long as the whole program has objects. A loop that waits is only noticed
+    in a program of one thread: else it may have waited for its turn to run Python.
     """
     blocks: list[str] = []
     run = asyncio.Handle._run
     collecting = threading.local()
-    stolen = time.perf_counter(), stolen_s()
 
     def on_garbage(phase: str, _: object) -> None:
         now_s = time.thread_time()
@@ -112,21 +108,12 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
         return time.thread_time() - float(getattr(collecting, "total_s", 0.0))
 
     def watched(handle: asyncio.Handle) -> None:
-        nonlocal stolen
         wall, before_s, waits = time.perf_counter(), computed(), _num_waits()
-        if wall - stolen[0] > _STOLEN_STEP_S:  # to read it before every callback would slow the loop down
-            stolen = wall, stolen_s()
-        stolen_before_s = stolen[1]
         run(handle)
-        wall_s, computed_s, waits = time.perf_counter() - wall, computed() - before_s, _num_waits() - waits
-        if wall_s <= limit_s:
-            return
-        time.sleep(2 * _STOLEN_STEP_S)  # what was stolen may only be counted at the next tick
-        lost_s = stolen_s() - stolen_before_s
-        held_s = wall_s - lost_s  # a thread's own clock may count what was stolen from it
-        waited = held_s - computed_s > limit_s and waits and threading.active_count() == 1
-        if min(computed_s, held_s) > limit_s or waited:
-            blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s, {lost_s:.2f} s stolen")
+        wall_s, computed_s = time.perf_counter() - wall, computed() - before_s
+        waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
+        if computed_s > limit_s or waited:
+            blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
 
     asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
     gc.callbacks.append(on_garbage)
@@ -135,20 +122,6 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
     finally:
         gc.callbacks.remove(on_garbage)
         asyncio.Handle._run = run  # type: ignore[method-assign]
-
-
-_STOLEN_STEP_S = 0.01  # as fine as Linux counts it
-
-
-def stolen_s() -> float:
-    """Seconds for which the machine beneath a virtual one has kept its processors from running, all together.
-
-    Zero outside of Linux. Source: `man 5 proc`, /proc/stat, the column `steal`.
-    """
-    if sys.platform != "linux":
-        return 0.0
-    with Path("/proc/stat").open() as lines:
-        return int(next(lines).split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def _num_waits() -> int:
