@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, ThreadedBackend
@@ -105,13 +106,34 @@ def test_closing_ends_running_and_waiting_answers(until):
         await until(lambda: backend.status().num_running == 1)
         waiting = backend.status().num_waiting
         await backend.aclose()
-        return waiting, await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")])
+        return waiting, results
 
     waiting, results = asyncio.run(session())
     assert waiting == 2
     for result in results:  # cut off, or never begun; none of them hangs
         assert isinstance(result, RuntimeError) or not any(isinstance(event, Finished) for event in result)
-    assert not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")]
+
+
+def test_closing_waits_for_an_answer_that_nobody_reads_any_more():
+    ended = threading.Event()
+
+    def slow_to_stop(request, cancelled):
+        yield TextDelta("x")
+        cancelled.wait(30)
+        time.sleep(0.1)
+        ended.set()
+
+    async def session():
+        backend = ThreadedBackend(slow_to_stop)
+        stream = backend.stream(REQUEST)
+        await anext(stream)
+        await stream.aclose()
+        await backend.aclose()
+        return ended.is_set()
+
+    assert asyncio.run(session())
 
 
 def test_no_workers_is_refused():

@@ -19,6 +19,7 @@ for hold_up in (compute, wait):
     with event_loop_watchdog() as blocks:
         asyncio.run(hold_up())
     assert len(blocks) == 1, (hold_up, blocks)
+    assert hold_up.__name__ in blocks[0], blocks
 with event_loop_watchdog() as blocks:
     asyncio.run(asyncio.sleep(0.1))
 assert not blocks, blocks

@@ -61,14 +61,15 @@ class ThreadedBackend:
         self._num_workers = num_workers
         self._device = device
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="nanochat-answer")
-        self._cancelled: set[threading.Event] = set()
+        self._answers: dict[Future[None], threading.Event] = {}
         self._num_running = 0
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The events of one answer. Closing it tells the thread to stop and does not wait until it has."""
         hand_over = _HandOver(asyncio.get_running_loop())
-        self._cancelled.add(hand_over.cancelled)
         work = self._threads.submit(self._run, request, hand_over)
+        self._answers[work] = hand_over.cancelled
+        work.add_done_callback(self._answers.pop)
         work.add_done_callback(hand_over.end)
         try:
             while True:
@@ -81,22 +82,24 @@ class ThreadedBackend:
         finally:
             hand_over.cancelled.set()
             work.cancel()
-            self._cancelled.discard(hand_over.cancelled)
 
     def status(self) -> BackendStatus:
         worker = WorkerStatus(
             device=self._device,
             num_running=self._num_running,
-            num_waiting=max(0, len(self._cancelled) - self._num_running),
+            num_waiting=max(0, len(self._answers) - self._num_running),
             max_running=self._num_workers,
         )
         return BackendStatus(workers=(worker,))
 
     async def aclose(self) -> None:
-        """Cancels every answer and waits for the threads."""
-        for cancelled in list(self._cancelled):
+        """Cancels every answer and waits until none is being written; the threads then end by themselves."""
+        answers = dict(self._answers)
+        for cancelled in answers.values():
             cancelled.set()
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        # Not by asyncio.to_thread: ending its threads, at the end of the program, is something a loop waits for.
+        await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True)
 
     def _run(self, request: ChatRequest, hand_over: _HandOver) -> None:
         """On a worker's thread: one answer from its first event to its last."""

@@ -113,7 +113,7 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
         wall_s, computed_s = time.perf_counter() - wall, computed() - before_s
         waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
         if computed_s > limit_s or waited:
-            blocks.append(f"{handle!r} computed for {computed_s:.3f} s of {wall_s:.3f} s")
+            blocks.append(f"{_name(handle)} computed for {computed_s:.3f} s of {wall_s:.3f} s")
 
     asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
     gc.callbacks.append(on_garbage)
@@ -122,6 +122,14 @@ def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
     finally:
         gc.callbacks.remove(on_garbage)
         asyncio.Handle._run = run  # type: ignore[method-assign]
+
+
+def _name(handle: asyncio.Handle) -> str:
+    """The handle, and whose step it is if it is a task's, which asyncio's own words for it leave out."""
+    task = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
+    if not isinstance(task, asyncio.Task):
+        return repr(handle)
+    return f"{handle!r} of {getattr(task.get_coro(), '__qualname__', task)}"
 
 
 def _num_waits() -> int:
