@@ -111,9 +111,18 @@ def test_unknown_quantization_is_refused() -> None:
         PackedGPT(random_model(), quantize="int3")
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 64, 65])
-def test_products_of_few_and_of_many_rows(num_rows: int) -> None:
-    weight, x = torch.randn(50, 32), torch.randn(num_rows, 1, 32)
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 15, 16, 64, 65])
+@pytest.mark.parametrize("num_outputs", [50, (1 << 15) + 1])
+def test_products_of_few_and_of_many_rows(num_rows: int, num_outputs: int) -> None:
+    weight, x = torch.randn(num_outputs, 32), torch.randn(num_rows, 1, 32)
     y = FrozenLinear(weight, torch.float32)(x)
-    assert y.is_contiguous()
     torch.testing.assert_close(y, x @ weight.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 15, 16, 64, 65])
+def test_rows_together_get_the_logits_that_each_gets_alone(num_rows: int) -> None:
+    packed = PackedGPT(random_model())
+    tokens = torch.randint(131, (num_rows, 1))
+    logits = packed(tokens)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(logits, torch.cat([packed(row[None]) for row in tokens]), atol=1e-5, rtol=1e-5)

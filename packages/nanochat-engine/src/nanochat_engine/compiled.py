@@ -18,6 +18,10 @@ from nanochat_engine.kv_cache import KVCache, KVCacheView
 from nanochat_engine.protocols import CausalLM, KVSpec
 from nanochat_engine.steps import EagerStep, TensorCache
 
+ONE_ROW = ((1, 128), (1, 256))
+SEVERAL_ROWS = ((3, 128), (5, 256), (9, 128), (12, 256))
+"""Rows and slots of the calls that compile; a model may go another way for more rows, for which torch keeps both."""
+
 _logger = logging.getLogger(__name__)
 
 _Graph = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Tensor]
@@ -78,7 +82,7 @@ class CompiledStep:
         with config.patch(freezing=True), torch.inference_mode():
             for several in (False, True):
                 graph = torch.compile(self._make_graph(), dynamic=True)
-                for num_rows, num_slots in ((3, 128), (5, 256)) if several else ((1, 128), (1, 256)):
+                for num_rows, num_slots in SEVERAL_ROWS if several else ONE_ROW:
                     self._try(graph, num_rows, num_slots)
                 self._graphs[several] = graph
 

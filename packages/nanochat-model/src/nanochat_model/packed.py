@@ -52,7 +52,7 @@ class PackedBlock(nn.Module):
         config = self.config
         B, T, _ = x.shape
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
-        qkv = self.qkv(x)
+        qkv = self.qkv(x).contiguous()
         qk = qkv[..., : (H + K) * D].view(B, T, H + K, D)
         v = qkv[..., (H + K) * D : (H + 2 * K) * D].view(B, T, K, D)
         if value_embedding is not None:
@@ -194,7 +194,7 @@ class PackedGPT(nn.Module):
         x = self._hidden(token_ids, kv_cache)
         if kv_cache is not None and kv_cache.logits_at is not None:
             x = x[torch.arange(x.size(0), device=x.device), kv_cache.logits_at][:, None]
-        return softcap_logits(self.lm_head(x), self.config.softcap)
+        return softcap_logits(self.lm_head(x).contiguous(), self.config.softcap)
 
     def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["none"]) -> Tensor:
         """Cross-entropy in nats (B, T) of each target, 0 where it is -1; what bits per byte are measured with."""
