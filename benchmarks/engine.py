@@ -2,6 +2,7 @@
 
 uv run python benchmarks/engine.py mix    # 64 requests of all lengths, beside an ideal batch that is always full
 uv run python benchmarks/engine.py turns  # time to the first token of a second turn, with and without the first one's keys
+uv run python benchmarks/engine.py sides  # a step with weights on the right of all products, on the left, and as chosen
 
 `--clock cpu` counts the process's own time: for one thread (OMP_NUM_THREADS=1) of a machine shared with others.
 """
@@ -12,8 +13,9 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import tyro
@@ -21,7 +23,9 @@ from nanochat_apps import device as devices
 from nanochat_apps.engine_timing import NoEnds, measure_batch, measure_prefill, wait_until_compiled
 from nanochat_apps.limits import Limits
 from nanochat_engine import Batcher, Engine, Request
+from nanochat_engine.kv_cache import KVCache
 from nanochat_model import GPT, GPTConfig, PackedGPT
+from nanochat_model.quantize import FrozenLinear
 
 MAX_ROWS = 32
 ROUNDS = 5
@@ -29,7 +33,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Settings:
-    what: tyro.conf.Positional[Literal["mix", "turns"]]
+    what: tyro.conf.Positional[Literal["mix", "turns", "sides"]]
     depth: int = 4
     head_dim: int = 64
     vocab_size: int = 4096
@@ -112,6 +116,37 @@ def turns(engine: Engine, model: GPT, limits: Limits) -> dict[str, object]:
     return {"cold_ms": 1e3 * cold, "second_turn_ms": 1e3 * warm, "second_turn_over_cold": warm / cold}
 
 
+def sides(engine: Engine, model: GPT, limits: Limits) -> dict[str, object]:
+    """Milliseconds of an eager step after 64 tokens, by rows; the ways take turns."""
+    packed = cast(PackedGPT, engine.model)
+    spec, chosen = packed.kv_spec, FrozenLinear._goes_left
+    ways: dict[str, Callable[[FrozenLinear, int], bool]] = {
+        "right": lambda linear, num_rows: False,
+        "left": lambda linear, num_rows: num_rows > 1,
+        "chosen": chosen,
+    }
+    result: dict[str, object] = {}
+    limits.measure()
+    for num_rows in (1, 2, 3, 4, 8, 12, 16, 32):
+        cache = KVCache(
+            num_rows, spec.num_kv_heads, 128, spec.head_dim, spec.num_layers, packed.device, packed.compute_dtype
+        )
+        token_ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=packed.device)
+        took_s: dict[str, list[float]] = {way: [] for way in ways}
+        for way in [*ways] * 4 * ROUNDS:
+            FrozenLinear._goes_left = ways[way]  # type: ignore[method-assign]
+            for _ in range(3):
+                cache.reset()
+                cache.advance(64)
+                start = limits.clock()
+                with torch.inference_mode():
+                    packed(token_ids, kv_cache=cache.view(0, num_rows, 128))
+                took_s[way].append(limits.clock() - start)
+        result[f"{num_rows}_rows_ms"] = {way: round(1e3 * statistics.median(took_s[way]), 2) for way in ways}
+    FrozenLinear._goes_left = chosen  # type: ignore[method-assign]
+    return result
+
+
 def first_token(batcher: Batcher, limits: Limits, prompt: list[int], max_tokens: int) -> tuple[float, list[int]]:
     """Seconds to the first token, and the answer."""
     start, took_s, answer = limits.clock(), 0.0, []
@@ -124,10 +159,11 @@ def first_token(batcher: Batcher, limits: Limits, prompt: list[int], max_tokens:
 
 
 def main(settings: Settings) -> None:
+    devices.tune_process()
     engine, model = make_engine(settings)
     clock = time.perf_counter if settings.clock == "wall" else time.process_time
     limits = Limits(model.device, model.compute_dtype, clock)
-    result = {"mix": mix, "turns": turns}[settings.what](engine, model, limits)
+    result = {"mix": mix, "turns": turns, "sides": sides}[settings.what](engine, model, limits)
     facts = {
         "depth": settings.depth,
         "compiled": settings.compile,
@@ -140,5 +176,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    devices.tune_process()
     main(tyro.cli(Settings))

@@ -312,8 +312,16 @@ def most_allocated(profiler: torch.profiler.profile) -> int:
     return max(accumulate(nbytes for _, nbytes in changes))
 
 
-if __name__ == "__main__":
+def main() -> None:
     devices.tune_process()
     if PROCESSOR_TIME:
         torch.set_num_threads(1)
-    {"speed": speed, "data": data, "profile": profile, "scaling": scaling, "memory": memory}[sys.argv[1]](*sys.argv[2:])
+    ways = {"speed": speed, "data": data, "profile": profile, "scaling": scaling, "memory": memory}
+    if len(sys.argv) < 2 or sys.argv[1] not in ways:
+        print(__doc__)
+        sys.exit(0 if "--help" in sys.argv else 2)
+    ways[sys.argv[1]](*sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

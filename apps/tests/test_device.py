@@ -18,12 +18,20 @@ def main():
 
 main()
 """
+SCRIPT = """
+import os, sys
+from nanochat_apps import device
+
+device.tune_process()
+print(*(os.environ.get(name) for name in device.TUNING), *sys.argv[1:])
+"""
 
 
 @pytest.mark.skipif(device.tuned_environment() == dict(UNTUNED), reason="no glibc here")
+@pytest.mark.parametrize("program", [PROGRAM, SCRIPT], ids=["main", "script"])
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}], ids=["none set", "one set"])
-def test_a_program_starts_again_with_the_settings(tmp_path, own):
-    (tmp_path / "program.py").write_text(PROGRAM)
+def test_a_program_starts_again_with_the_settings(tmp_path, program, own):
+    (tmp_path / "program.py").write_text(program)
     command = [sys.executable, str(tmp_path / "program.py"), "--flag", "a b"]
     done = subprocess.run(command, env=UNTUNED | own, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == [*(device.TUNING | own).values(), "--flag", "a", "b"]

@@ -35,13 +35,15 @@ MATMUL_BUDGET_S = 3.0
 
 
 def tune_process() -> None:
-    """Restarts the program with `TUNING` where it is not set. Call it first thing in `main`, before torch is imported.
+    """Restarts the program with `TUNING` where it is not set. Call it first thing in `main`, before torch is imported, or
+    in a script without one.
 
     Does nothing where `main` is called by another program, such as a test runner: it would be that one which restarts.
     """
     environment = tuned_environment()
-    caller_of_main = sys._getframe(2).f_globals["__name__"]
-    if environment != dict(os.environ) and caller_of_main == "__main__":
+    main = sys._getframe(1)
+    caller = main.f_back or main
+    if environment != dict(os.environ) and caller.f_globals["__name__"] == "__main__":
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
