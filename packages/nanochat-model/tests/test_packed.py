@@ -115,8 +115,11 @@ def test_unknown_quantization_is_refused() -> None:
 @pytest.mark.parametrize("num_outputs", [50, (1 << 15) + 1])
 def test_products_of_few_and_of_many_rows(num_rows: int, num_outputs: int) -> None:
     weight, x = torch.randn(num_outputs, 32), torch.randn(num_rows, 1, 32)
-    y = FrozenLinear(weight, torch.float32)(x)
+    linear = FrozenLinear(weight, torch.float32)
+    y = linear(x)
+    assert y.is_contiguous()
     torch.testing.assert_close(y, x @ weight.T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linear(x, strided=True), y, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 15, 16, 64, 65])

@@ -106,9 +106,8 @@ def test_closing_ends_running_and_waiting_answers(until):
         await until(lambda: backend.status().num_running == 1)
         waiting = backend.status().num_waiting
         await backend.aclose()
-        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
-        await until(lambda: not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")])
-        return waiting, results
+        assert not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")]
+        return waiting, await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
 
     waiting, results = asyncio.run(session())
     assert waiting == 2

@@ -45,14 +45,14 @@ class PackedBlock(nn.Module):
         """x (B, T, C), value_embedding (B, T, K D) -> (B, T, C)."""
         eps = self.config.norm_eps
         x = x + self._attend(rms_norm(x, eps), value_embedding, step)
-        y: Tensor = x + self.mlp_proj(F.relu(self.mlp_fc(rms_norm(x, eps))).square())
+        y: Tensor = x + self.mlp_proj(F.relu(self.mlp_fc(rms_norm(x, eps), strided=True)).square(), strided=True)
         return y
 
     def _attend(self, x: Tensor, value_embedding: Tensor | None, step: _Step) -> Tensor:
         config = self.config
         B, T, _ = x.shape
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
-        qkv = self.qkv(x).contiguous()
+        qkv = self.qkv(x)
         qk = qkv[..., : (H + K) * D].view(B, T, H + K, D)
         v = qkv[..., (H + K) * D : (H + 2 * K) * D].view(B, T, K, D)
         if value_embedding is not None:
@@ -60,7 +60,7 @@ class PackedBlock(nn.Module):
             v = v + gate[..., None] * value_embedding.view_as(v)
         qk = rms_norm(apply_rotary(qk, step.cos, step.sin), config.norm_eps)
         y = step.attend(self.layer_idx, self.window, qk[:, :, :H], qk[:, :, H:], v, config.qk_scale**2)
-        projected: Tensor = self.attn_proj(y.reshape(B, T, H * D))
+        projected: Tensor = self.attn_proj(y.reshape(B, T, H * D), strided=True)
         return projected
 
 
@@ -194,7 +194,7 @@ class PackedGPT(nn.Module):
         x = self._hidden(token_ids, kv_cache)
         if kv_cache is not None and kv_cache.logits_at is not None:
             x = x[torch.arange(x.size(0), device=x.device), kv_cache.logits_at][:, None]
-        return softcap_logits(self.lm_head(x).contiguous(), self.config.softcap)
+        return softcap_logits(self.lm_head(x), self.config.softcap)
 
     def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["none"]) -> Tensor:
         """Cross-entropy in nats (B, T) of each target, 0 where it is -1; what bits per byte are measured with."""

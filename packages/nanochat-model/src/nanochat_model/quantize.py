@@ -38,11 +38,12 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight.detach().to(dtype).contiguous())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., K) -> (..., N), whose last dimension may have a stride: what follows is often as fast so, a copy is not."""
+    def forward(self, x: Tensor, *, strided: bool = False) -> Tensor:
+        """x (..., K) -> (..., N), contiguous unless `strided` says that any layout will do: that saves a copy."""
         flat = x.reshape(-1, x.size(-1))
         if x.dtype == torch.float32 and x.device.type == "cpu" and self._goes_left(flat.size(0)):
-            return (self.weight @ flat.T).T.view(*x.shape[:-1], -1)
+            y = (self.weight @ flat.T).T
+            return (y if strided else y.contiguous()).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight)
 
     def _goes_left(self, num_rows: int) -> bool:
@@ -69,8 +70,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", (rows / scale).round().to(torch.int8))
         self.register_buffer("scale", scale[:, 0].to(dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., K) -> (..., N)."""
+    def forward(self, x: Tensor, *, strided: bool = False) -> Tensor:
+        """x (..., K) -> (..., N), contiguous whether or not any layout would do."""
         flat = x.reshape(-1, x.size(-1))
         if torch.compiler.is_compiling() and flat.size(0) == 1 and x.device.type == "cpu":
             y = (self.weight.to(x.dtype) * flat).sum(dim=-1)[None] * self.scale  # one fused pass over the int8 weight

@@ -14,6 +14,9 @@ Answer = Callable[[ChatRequest, threading.Event], Iterator[ChatEvent]]
 
 MAX_EVENTS_AHEAD = 64
 
+CLOSED_EVERY_S = 0.002
+"""How often closing looks whether the threads have ended."""
+
 
 class _HandOver:
     """A bounded queue from a worker's thread to the event loop, and the word back that nobody reads any more."""
@@ -60,16 +63,16 @@ class ThreadedBackend:
         self._answer = answer
         self._num_workers = num_workers
         self._device = device
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="nanochat-answer")
-        self._answers: dict[Future[None], threading.Event] = {}
+        self._threads_name = f"nanochat-answer-{id(self)}"  # by which closing knows them
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix=self._threads_name)
+        self._cancelled: set[threading.Event] = set()
         self._num_running = 0
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The events of one answer. Closing it tells the thread to stop and does not wait until it has."""
         hand_over = _HandOver(asyncio.get_running_loop())
+        self._cancelled.add(hand_over.cancelled)
         work = self._threads.submit(self._run, request, hand_over)
-        self._answers[work] = hand_over.cancelled
-        work.add_done_callback(self._answers.pop)
         work.add_done_callback(hand_over.end)
         try:
             while True:
@@ -82,24 +85,26 @@ class ThreadedBackend:
         finally:
             hand_over.cancelled.set()
             work.cancel()
+            self._cancelled.discard(hand_over.cancelled)
 
     def status(self) -> BackendStatus:
         worker = WorkerStatus(
             device=self._device,
             num_running=self._num_running,
-            num_waiting=max(0, len(self._answers) - self._num_running),
+            num_waiting=max(0, len(self._cancelled) - self._num_running),
             max_running=self._num_workers,
         )
         return BackendStatus(workers=(worker,))
 
     async def aclose(self) -> None:
-        """Cancels every answer and waits until none is being written; the threads then end by themselves."""
-        answers = dict(self._answers)
-        for cancelled in answers.values():
+        """Cancels every answer and waits for the threads."""
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith(f"{self._threads_name}_")]
+        for cancelled in list(self._cancelled):
             cancelled.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         # Not by asyncio.to_thread: ending its threads, at the end of the program, is something a loop waits for.
-        await asyncio.gather(*map(asyncio.wrap_future, answers), return_exceptions=True)
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.sleep(CLOSED_EVERY_S)
 
     def _run(self, request: ChatRequest, hand_over: _HandOver) -> None:
         """On a worker's thread: one answer from its first event to its last."""
