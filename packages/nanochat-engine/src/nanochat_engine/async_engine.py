@@ -1,4 +1,4 @@
-"""The async engine: one thread drives the batcher, any number of tasks read its events.
+"""The async engine: one thread drives the engine, any number of tasks read its events.
 
 For servers and other asyncio programs; the event loop never waits for the model.
 """
@@ -8,71 +8,55 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from nanochat_engine.batcher import Batcher
-from nanochat_engine.engine import Engine
+from nanochat_engine.completion import Completion, CompletionBuilder
+from nanochat_engine.engine import Engine, Prompt
 from nanochat_engine.requests import Event, Request
+from nanochat_engine.sampling import SamplingParams
+from nanochat_engine.text_stream import ToolCall
 
 
 class QueueFullError(RuntimeError):
     """More requests are waiting than the engine was told to hold; try again later."""
 
 
-class _Channel:
-    """Where the thread puts a request's events; the task's end is its `EventStream`."""
-
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.request_id: int | None = None
-        self.num_open = request.num_samples
-        self.queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self.loop = loop
-
-
-def _deliver(loop: asyncio.AbstractEventLoop, items: Sequence[tuple[_Channel, Event | Exception]]) -> bool:
-    """From the engine's thread, waking the loop once. False if the loop is gone, and with it whoever listened."""
-    try:
-        loop.call_soon_threadsafe(_put, items)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _put(items: Sequence[tuple[_Channel, Event | Exception]]) -> None:
-    for channel, item in items:
-        channel.queue.put_nowait(item)
-
-
-class EventStream(AsyncIterator[Event]):
+class AsyncEventStream(AsyncIterator[Event]):
     """The events of one request; ends after the last sample's end. Closing or dropping it cancels the request."""
 
-    def __init__(self, engine: AsyncEngine, channel: _Channel) -> None:
+    def __init__(self, engine: AsyncEngine, request: Request) -> None:
+        self.request = request
+        self.request_id: int | None = None
+        self.loop = asyncio.get_running_loop()
         self._engine = engine
-        self._channel = channel
-        self._num_open = channel.request.num_samples
+        self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._num_open = request.params.n
+
+    def put(self, item: Event | Exception) -> None:
+        """On the loop: what the engine's thread hands over."""
+        self._queue.put_nowait(item)
 
     async def __anext__(self) -> Event:
-        """The next event. Raises what the model raised, or `RuntimeError` if the engine was closed."""
+        """The next event. Raises what the model raised, or `RuntimeError` if the engine was closed or has failed."""
         if not self._num_open:
             raise StopAsyncIteration
-        item = await self._channel.queue.get()
+        item = await self._queue.get()
         if isinstance(item, Event):
             self._num_open -= item.finished is not None
             if item.error is None:
                 return item
             item = item.error
-        self._num_open = 0
-        self._engine.cancel(self._channel)
+        self._close()
         raise item
 
     async def aclose(self) -> None:
         """Cancels what is left of the request; its rows are free after the step in progress."""
         self._close()
 
-    async def __aenter__(self) -> EventStream:
+    async def __aenter__(self) -> AsyncEventStream:
         return self
 
     async def __aexit__(
@@ -86,78 +70,127 @@ class EventStream(AsyncIterator[Event]):
     def _close(self) -> None:
         if self._num_open:
             self._num_open = 0
-            self._engine.cancel(self._channel)
+            self._engine.cancel(self)
 
 
 class AsyncEngine:
-    """Streams requests through one batcher on a thread of its own. Use as an async context manager, or call `aclose`.
+    """Streams requests through an engine on a thread of its own. Use as an async context manager, or call `aclose`.
 
-    What finished answers have read is kept, up to `prefix_budget_bytes`, for the conversation's next turn. With
-    `max_waiting`, a request that finds that many others waiting is refused with `QueueFullError`.
+    With `max_waiting`, a request that finds that many others waiting is refused with `QueueFullError`.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        max_rows: int = 32,
-        kv_budget_bytes: int | None = None,
-        prefill_tokens: int = 512,
-        prefix_budget_bytes: int = 1 << 28,
-        tool_time_limit_s: float = 5.0,
-        max_waiting: int | None = None,
-    ) -> None:
-        self._batcher: Batcher = engine.batcher(
-            max_rows=max_rows,
-            kv_budget_bytes=kv_budget_bytes,
-            prefill_tokens=prefill_tokens,
-            prefix_budget_bytes=prefix_budget_bytes,
-            tool_time_limit_s=tool_time_limit_s,
-        )
+    def __init__(self, engine: Engine, *, max_waiting: int | None = None) -> None:
+        self.engine = engine
+        self.num_steps = 0
+        """Steps so far; it grows as long as the thread gets anywhere."""
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
         # SimpleQueue may be written to from a finalizer, wherever garbage is collected; None wakes the thread to close.
-        self._commands: queue.SimpleQueue[tuple[Literal["submit", "cancel"], _Channel] | None] = queue.SimpleQueue()
-        self._submitted: set[_Channel] = set()
+        self._commands: queue.SimpleQueue[tuple[Literal["submit", "cancel"], AsyncEventStream] | None] = (
+            queue.SimpleQueue()
+        )
+        self._num_submitted = 0
         self._closing = False
         self._failure: Exception | None = None
-        self._channels: dict[int, _Channel] = {}
+        self._streams: dict[int, AsyncEventStream] = {}
         self._thread = threading.Thread(target=self._drive, name="nanochat-engine", daemon=True)
         self._thread.start()
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the engine's thread has ended, if it was not told to; nothing is answered any more."""
+        return self._failure
+
+    @property
     def num_waiting(self) -> int:
-        """Requests without a row."""
-        return len(self._submitted) + self._batcher.num_waiting
+        """Requests none of whose samples run."""
+        return self._num_submitted + self.engine.scheduler.num_waiting
 
     @property
     def num_running(self) -> int:
-        """Rows in use."""
-        return self._batcher.num_running
+        """Samples that have a row."""
+        return self.engine.scheduler.num_running
 
-    def stream(self, request: Request) -> EventStream:
+    # Text.
+
+    async def complete(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, salt: str | None = "", **changes: Any
+    ) -> list[Completion]:
+        """`params.n` completions of a prompt; `changes` are fields of the params."""
+        request = self._request(prompt, params, salt, changes)
+        builders = [CompletionBuilder(self.engine.tokenizer, request) for _ in range(request.params.n)]
+        async with self.stream(request) as events:
+            async for event in events:
+                builders[event.sample].push(event)
+                if all(builder.done for builder in builders):
+                    break
+        return [builder.build() for builder in builders]
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, **changes: Any
+    ) -> Completion:
+        """The assistant's next turn."""
+        return (await self.complete(self.engine.chat_ids(messages), params, **changes))[0]
+
+    async def stream_complete(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, salt: str | None = "", **changes: Any
+    ) -> AsyncIterator[str | ToolCall | Completion]:
+        """Text and tool calls as they become certain, at last the completion. Closing the iterator ends it early."""
+        request = self._request(prompt, params, salt, changes)
+        if request.params.n != 1:
+            raise ValueError(f"n={request.params.n}: one completion is streamed at a time")
+        builder = CompletionBuilder(self.engine.tokenizer, request)
+        async with self.stream(request) as events:
+            async for event in events:
+                for part in builder.push(event):
+                    yield part
+                if builder.done:
+                    break
+        yield builder.build()
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, **changes: Any
+    ) -> AsyncIterator[str | ToolCall | Completion]:
+        """`chat` as `stream_complete` gives it."""
+        return self.stream_complete(self.engine.chat_ids(messages), params, **changes)
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams | None, salt: str | None, changes: Mapping[str, Any]
+    ) -> Request:
+        params = replace(params or SamplingParams(), **changes)
+        return Request(token_ids=self.engine.prompt_ids(prompt), params=params, salt=salt)
+
+    # Events.
+
+    def stream(self, request: Request) -> AsyncEventStream:
         """Submits a request from within a running event loop; iterate over the result for its events.
 
         Closing the stream, or dropping it, cancels the request. Raises `ValueError` for a request that can never be
-        served, `QueueFullError` if too many wait, `RuntimeError` if the engine is closed.
+        served, `QueueFullError` if too many wait, `RuntimeError` if the engine is closed or has failed.
         """
-        self._batcher.check(request)
-        channel = _Channel(request, asyncio.get_running_loop())
+        request.check_fits(self.engine.model.max_context)
         with self._lock:
             if self._closing:
-                raise RuntimeError("the engine is closed") from self._failure
-            if self._max_waiting is not None and self.num_waiting >= self._max_waiting + self._free_rows():
+                raise RuntimeError("the engine has failed" if self._failure else "the engine is closed") from self._failure
+            free = self.engine.max_rows - self.num_running
+            if self._max_waiting is not None and self.num_waiting >= self._max_waiting + free:
                 raise QueueFullError(f"{self.num_waiting} requests are waiting, max_waiting={self._max_waiting}")
-            self._submitted.add(channel)
-            self._commands.put(("submit", channel))
-        return EventStream(self, channel)
+            stream = AsyncEventStream(self, request)
+            self._num_submitted += 1
+            self._commands.put(("submit", stream))
+        return stream
+
+    def cancel(self, stream: AsyncEventStream) -> None:
+        """For `AsyncEventStream`: the request's rows are free after the step in progress."""
+        self._commands.put(("cancel", stream))
 
     async def aclose(self) -> None:
-        """Cancels what runs and ends the thread."""
+        """Cancels what runs and ends the threads."""
         with self._lock:
             self._closing = True
             self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self.engine.close)
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -167,52 +200,71 @@ class AsyncEngine:
     ) -> None:
         await self.aclose()
 
-    def _free_rows(self) -> int:
-        return self._batcher.max_rows - self._batcher.num_running
-
-    def cancel(self, channel: _Channel) -> None:
-        """For `EventStream`: the request's rows are free after the step in progress."""
-        self._commands.put(("cancel", channel))
-
     def _drive(self) -> None:
         """The thread: takes over what was submitted or cancelled, steps, hands the events out."""
         try:
             while self._take_over():
-                self._hand_out(self._batcher.step())
+                self._hand_out(self.engine.step())
+                self.num_steps += 1
         except Exception as error:
             self._failure = error
         with self._lock:
             self._closing = True
-            left = [*self._channels.values(), *self._submitted]
-        for channel in left:
-            _deliver(channel.loop, [(channel, self._failure or RuntimeError("the engine was closed"))])
+        left = list(self._streams.values())
+        while not self._commands.empty():
+            command = self._commands.get()
+            left += [command[1]] if command is not None and command[0] == "submit" else []
+        error = self._failure or RuntimeError("the engine was closed")
+        for stream in left:
+            _deliver(stream.loop, [(stream, error)])
 
     def _take_over(self) -> bool:
         """Carries out the commands given since the last step, waiting for one if idle; False when closing."""
-        while self._batcher.idle or not self._commands.empty():
+        while self.engine.idle or not self._commands.empty():
             command = self._commands.get()
             if command is None:
                 return False
-            action, channel = command
+            action, stream = command
             if action == "submit":
-                channel.request_id = self._batcher.submit(channel.request)
-                self._channels[channel.request_id] = channel
-                self._submitted.discard(channel)
-            elif channel.request_id is not None:
-                self._batcher.cancel(channel.request_id)
+                self._submit(stream)
+            elif stream.request_id is not None:
+                self.engine.cancel(stream.request_id)
         return True
+
+    def _submit(self, stream: AsyncEventStream) -> None:
+        """A request that the engine refuses fails alone."""
+        self._num_submitted -= 1
+        try:
+            stream.request_id = self.engine.submit(stream.request)
+        except Exception as error:
+            _deliver(stream.loop, [(stream, error)])
+        else:
+            self._streams[stream.request_id] = stream
 
     def _hand_out(self, events: list[Event]) -> None:
         """A step's events to their loops, each of which is woken once for all of its requests."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Channel, Event | Exception]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AsyncEventStream, Event | Exception]]] = {}
         for event in events:
-            channel = self._channels[event.request_id]
-            channel.num_open -= event.finished is not None
-            if not channel.num_open:
-                del self._channels[event.request_id]
-            by_loop.setdefault(channel.loop, []).append((channel, event))
+            stream = self._streams[event.request_id]
+            by_loop.setdefault(stream.loop, []).append((stream, event))
         for loop, items in by_loop.items():
             if not _deliver(loop, items):
-                for request_id in {channel.request_id for channel, _ in items} - {None}:
-                    assert request_id is not None
-                    self._batcher.cancel(request_id)
+                for request_id in {stream.request_id for stream, _ in items}:
+                    self.engine.cancel(request_id if request_id is not None else -1)
+        for event in events:
+            if event.finished and not self.engine.scheduler.has(event.request_id):
+                self._streams.pop(event.request_id, None)
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, items: Sequence[tuple[AsyncEventStream, Event | Exception]]) -> bool:
+    """From the engine's thread, waking the loop once. False if the loop is gone, and with it whoever listened."""
+    try:
+        loop.call_soon_threadsafe(_put, items)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _put(items: Sequence[tuple[AsyncEventStream, Event | Exception]]) -> None:
+    for stream, item in items:
+        stream.put(item)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -24,21 +25,20 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: Literal["int8"] | None = None,
-    compile: bool = False,
+    **settings: Any,
 ) -> Engine:
-    """An engine over the model and tokenizer in a checkpoint directory; `dtype` None computes as the model was saved.
+    """An engine that can chat, over the model and tokenizer in a checkpoint directory.
 
-    `quantize` keeps the weights as int8. `compile` is for processes that live long: on a processor the step is compiled
-    beside the first answers, on CUDA it is captured. Files are compared with `manifest.json` if there is one, the
+    `dtype` None computes as the model was saved; `quantize` keeps the weights as int8; `settings` are `Engine`'s. Files are compared with `manifest.json` if there is one, the
     tokenizer with the model. Raises `ValueError` naming the file and what is wrong with it, `ImportError` if the extra
     `checkpoint` is not installed.
     """
     if torch.device(device).type != "cpu":
-        return _load(directory, device, dtype, quantize, compile)
+        return _load(directory, device, dtype, quantize, settings)
     # On a thread that ends: OpenMP keeps threads for every one that ever computed, and those of an engine that is driven
     # from elsewhere would sleep instead of wait for their work once all of them outnumber the processors.
     with ThreadPoolExecutor(1) as loader:
-        return loader.submit(_load, directory, device, dtype, quantize, compile).result()
+        return loader.submit(_load, directory, device, dtype, quantize, settings).result()
 
 
 def _load(
@@ -46,7 +46,7 @@ def _load(
     device: str | torch.device,
     dtype: torch.dtype | None,
     quantize: Literal["int8"] | None,
-    compile: bool,
+    settings: dict[str, Any],
 ) -> Engine:
     try:
         import nanochat_model
@@ -68,13 +68,18 @@ def _load(
             f"{directory / 'tokenizer'} is not the tokenizer that the model was trained with: its fingerprint is "
             f"{tokenizer.fingerprint}, {meta_path.name} calls for {expected}"
         )
-    model = nanochat_model.load_model(directory, device=device, dtype=dtype, inference=True)
+    model = nanochat_model.load_model(directory, device=device, dtype=dtype)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{directory / 'tokenizer'} has {tokenizer.vocab_size} tokens, the model in {directory} has "
             f"{model.config.vocab_size}: they do not belong together"
         )
-    return Engine(nanochat_model.PackedGPT(model, quantize=quantize), tokenizer, compile=compile)
+
+    def render_chat(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return nanochat_tokenizer.render_for_completion(tokenizer, {"messages": messages})
+
+    prepared = nanochat_model.prepare_for_inference(model, quantize=quantize)
+    return Engine(prepared, tokenizer, render_chat=render_chat, **settings)
 
 
 def verify_files(directory: Path) -> None:

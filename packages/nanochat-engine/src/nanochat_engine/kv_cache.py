@@ -1,22 +1,22 @@
-"""The KV cache: keys, values and token ids of the sequences being decoded, one row each.
+"""The KV cache: keys and values of the sequences being decoded, one row each; it owns positions, storage and attention.
 
-Shapes: L layers, B rows, S slots, K KV heads, D head dim. The model writes a chunk at slots `lengths[b] + t`; lengths
-are mirrored on the host, so that choosing a length bucket never waits for the device.
+Shapes: L layers, R rows, K KV heads, S slots, D head dim, H query heads, N tokens of a chunk. Slot s of a row holds its
+token s. Slots are not cleared: no code reads one that its sequence has not written, so a NaN never leaves its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nanochat_engine.attention import attend_segment, attend_singles
+
 
 class KVCache:
-    """Room for `batch_size` sequences of `seq_len` tokens. Empty slots are zero, for a masked NaN would still spread.
-
-    `seq_len` must leave room for the padding of a chunk, which is written past the lengths.
-    """
+    """Room for `batch_size` sequences of `seq_len` tokens. For a loop of one's own: pass it to the model, call by call."""
 
     def __init__(
         self,
@@ -28,165 +28,174 @@ class KVCache:
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        self.k = torch.zeros(num_layers, batch_size, seq_len, num_heads, head_dim, device=device, dtype=dtype)
-        self.v = torch.zeros_like(self.k)
-        self.token_ids = torch.zeros(batch_size, seq_len, device=device, dtype=torch.int64)
-        self.lengths = torch.zeros(batch_size, device=device, dtype=torch.int64)
-        self.host_lengths = [0] * batch_size
+        shape = (num_layers, batch_size, num_heads, seq_len, head_dim)
+        # On a CPU, pages that no token has touched cost no memory.
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.lengths = [0] * batch_size
+        """Tokens of each row, in a loop of one's own; the engine keeps its sequences' lengths itself."""
         self.logits_at: Tensor | None = None
+        self._last_ids = torch.full((batch_size, 1), -1, device=device)
+        self._chunk: Tensor | None = None
+        self._view: CacheView | None = None
 
     @property
     def batch_size(self) -> int:
-        return self.token_ids.size(0)
+        return self.keys.size(1)
 
     @property
     def seq_len(self) -> int:
-        return self.token_ids.size(1)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of keys, values and token ids."""
-        return sum(tensor.numel() * tensor.itemsize for tensor in (self.k, self.v, self.token_ids))
+        return self.keys.size(3)
 
     def get_pos(self) -> int:
         """The length of the sequences. Raises `ValueError` if rows differ."""
-        if len(set(self.host_lengths)) != 1:
-            raise ValueError(f"rows have different lengths {self.host_lengths}; read host_lengths instead")
-        return self.host_lengths[0]
+        if len(set(self.lengths)) != 1:
+            raise ValueError(f"rows have different lengths {self.lengths}; read `lengths` instead")
+        return self.lengths[0]
 
     def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Views (B, S, K, D) of the layer's keys and values."""
-        return self.k[layer_idx], self.v[layer_idx]
-
-    def advance(self, num_tokens: int) -> None:
-        """Every row has `num_tokens` more."""
-        self.lengths += num_tokens
-        self.host_lengths = [length + num_tokens for length in self.host_lengths]
+        """Views (R, S, K, D) of a layer's keys and values."""
+        return self.keys[layer_idx].transpose(1, 2), self.values[layer_idx].transpose(1, 2)
 
     def reset(self) -> None:
         """Forgets all sequences."""
-        self.lengths.zero_()
-        self.host_lengths = [0] * self.batch_size
+        self.lengths = [0] * self.batch_size
+        self._last_ids.fill_(-1)
 
     def prefill(self, other: KVCache) -> None:
         """Copies the sequences of another cache into this empty one; a single sequence goes to every row.
 
         Raises `ValueError` if this cache is not empty or the other does not fit.
         """
-        if any(self.host_lengths):
-            raise ValueError(f"prefill needs an empty cache, lengths are {self.host_lengths}")
+        if any(self.lengths):
+            raise ValueError(f"prefill needs an empty cache, lengths are {self.lengths}")
         if other.batch_size not in (1, self.batch_size):
             raise ValueError(f"cannot copy {other.batch_size} rows into {self.batch_size}")
-        sources = [0] * self.batch_size if other.batch_size == 1 else list(range(self.batch_size))
-        self.copy_rows(other, sources)
+        longest = max(other.lengths)
+        if other.keys.shape[::2] != self.keys.shape[::2] or longest > self.seq_len:
+            raise ValueError(f"caches of shapes {tuple(other.keys.shape)} and {tuple(self.keys.shape)} do not fit")
+        self.keys[:, :, :, :longest] = other.keys[:, :, :, :longest]
+        self.values[:, :, :, :longest] = other.values[:, :, :, :longest]
+        self._last_ids[:] = other._last_ids
+        self.lengths = list(other.lengths) * (self.batch_size // other.batch_size)
 
-    def copy_rows(self, other: KVCache, sources: Sequence[int]) -> None:
-        """Row i becomes row `sources[i]` of another cache. Raises `ValueError` if the shapes do not allow it."""
-        if other.k.shape[0] != self.k.shape[0] or other.k.shape[3:] != self.k.shape[3:]:
-            raise ValueError(f"caches of shapes {tuple(other.k.shape)} and {tuple(self.k.shape)} do not fit")
-        longest = max((other.host_lengths[source] for source in sources), default=0)
-        if longest > self.seq_len:
-            raise ValueError(f"a sequence of {longest} tokens does not fit {self.seq_len} slots")
-        for row, source in enumerate(sources):
-            self._copy_row(other, source, row)
+    def copy_row(self, source: int, target: int, num_tokens: int) -> None:
+        """Row `target` begins with the first tokens of row `source`."""
+        for storage in (self.keys, self.values):
+            storage[:, target, :, :num_tokens] = storage[:, source, :, :num_tokens]
 
-    def move_row(self, source: int, target: int) -> None:
-        """Copies sequence `source` to row `target`; the batcher closes gaps and multiplies samples with it."""
-        if source != target:
-            self._copy_row(self, source, target)
+    # What a model sees of it: one chunk of as many tokens for every row.
 
-    def swap_rows(self, first: int, second: int) -> None:
-        """Exchanges two sequences."""
-        saved = self.save_row(first)
-        self._copy_row(self, second, first)
-        self._copy_row(saved, 0, second)
+    def extend(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KVCacheLike`. Raises `ValueError` if the rows have no slots left for the chunk."""
+        B, T = token_ids.shape
+        if B != self.batch_size or max(self.lengths) + T > self.seq_len:
+            raise ValueError(
+                f"a chunk of {B} rows and {T} tokens does not fit a cache of {self.batch_size} rows and {self.seq_len} "
+                f"slots that holds {max(self.lengths)} tokens"
+            )
+        starts = torch.tensor(self.lengths, device=token_ids.device)
+        positions = starts[:, None] + torch.arange(T, device=token_ids.device)
+        self._chunk = token_ids
+        self._view = CacheView(
+            self.keys,
+            self.values,
+            rows=torch.arange(B, device=token_ids.device) if T == 1 else starts.new_empty(0),
+            positions=positions.flatten(),
+            previous_ids=torch.cat((self._last_ids, token_ids[:, :-1]), dim=1).flatten(),
+            segments=[Segment(b, self.lengths[b], b * T, T) for b in range(B)] if T > 1 else (),
+            num_slots=max(self.lengths) + 1,
+        )
+        return self._view.extend(token_ids)
 
-    def save_row(self, row: int) -> KVCache:
-        """A copy of one sequence, as a cache of one row and just as many slots."""
-        num_layers, _, _, num_heads, head_dim = self.k.shape
-        saved = KVCache(1, num_heads, self.host_lengths[row], head_dim, num_layers, self.k.device, self.k.dtype)
-        saved._copy_row(self, row, 0)
-        return saved
-
-    def restore_row(self, row: int, saved: KVCache, num_tokens: int) -> None:
-        """A row becomes the first tokens of a sequence that was saved. Raises `ValueError` if it has fewer."""
-        if num_tokens > saved.host_lengths[0]:
-            raise ValueError(f"{num_tokens} tokens asked of a saved sequence of {saved.host_lengths[0]}")
-        self._copy_row(saved, 0, row, num_tokens)
-
-    def clear_row(self, row: int) -> None:
-        """Forgets the sequence of a row."""
-        self.lengths[row] = 0
-        self.host_lengths[row] = 0
-
-    def _copy_row(self, other: KVCache, source: int, target: int, num_tokens: int | None = None) -> None:
-        length = other.host_lengths[source] if num_tokens is None else num_tokens
-        self.k[:, target, :length] = other.k[:, source, :length]
-        self.v[:, target, :length] = other.v[:, source, :length]
-        self.token_ids[target, :length] = other.token_ids[source, :length]
-        self.lengths[target] = length
-        self.host_lengths[target] = length
-
-    def view(
-        self,
-        start: int,
-        stop: int,
-        slots: int,
-        counts: Sequence[int] | None = None,
-        *,
-        logits_at: Tensor | None = None,
-    ) -> KVCacheView:
-        """Rows `start` to `stop` and the first `slots` slots, for one call of the model.
-
-        `counts` says how many tokens of the chunk are real per row (0: an idle row); None: all of them.
-        """
-        if not 0 <= start < stop <= self.batch_size:
-            raise ValueError(f"rows {start} to {stop} are not within {self.batch_size}")
-        if slots > self.seq_len:
-            raise ValueError(f"slots={slots} is more than the cache's {self.seq_len}")
-        if counts is not None and len(counts) != stop - start:
-            raise ValueError(f"{len(counts)} counts given for {stop - start} rows")
-        return KVCacheView(self, start, stop, slots, counts, logits_at)
-
-
-class KVCacheView:
-    """Some rows and slots of a cache, as a model sees them; writes go to the cache."""
-
-    def __init__(
-        self, cache: KVCache, start: int, stop: int, slots: int, counts: Sequence[int] | None, logits_at: Tensor | None
-    ) -> None:
-        self._cache = cache
-        self._start = start
-        self._stop = stop
-        self._k = cache.k[:, start:stop, :slots]
-        self._v = cache.v[:, start:stop, :slots]
-        self._counts = None if counts is None else list(counts)
-        self._device_counts = None if counts is None else torch.tensor(self._counts, device=cache.lengths.device)
-        self.token_ids = cache.token_ids[start:stop, :slots]
-        self.lengths = cache.lengths[start:stop]
-        self.logits_at = logits_at
-
-    @property
-    def cache(self) -> KVCache:
-        """The cache that this is a view of."""
-        return self._cache
-
-    @property
-    def start(self) -> int:
-        """The first of its rows."""
-        return self._start
-
-    def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Views (rows, slots, K, D) of the layer's keys and values."""
-        return self._k[layer_idx], self._v[layer_idx]
-
-    def layers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The same of all layers: keys, values."""
-        return self._k.unbind(), self._v.unbind()
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+        """See `KVCacheLike`."""
+        assert self._view is not None, "extend() comes first"
+        return self._view.attend(layer_idx, q, k, v, window=window, scale=scale)
 
     def advance(self, num_tokens: int) -> None:
-        """Rows grow by their counts, or by `num_tokens` if none were given."""
-        self.lengths += num_tokens if self._device_counts is None else self._device_counts
-        counts = self._counts or [num_tokens] * (self._stop - self._start)
-        for row, count in zip(range(self._start, self._stop), counts, strict=True):
-            self._cache.host_lengths[row] += count
+        """Every row has `num_tokens` more."""
+        assert self._chunk is not None, "extend() comes first"
+        self.lengths = [length + num_tokens for length in self.lengths]
+        self._last_ids = self._chunk[:, num_tokens - 1 : num_tokens].clone()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one row, which stand side by side in a chunk."""
+
+    row: int
+    start: int
+    """Position of the first of them."""
+    offset: int
+    """Where they begin in the chunk."""
+    length: int
+
+
+class CacheView:
+    """A chunk of N tokens for some rows of a cache, as a model sees it: single tokens first, then segments.
+
+    Eager, compiled and captured calls all use it. Lengths are the caller's: a call that fails can be repeated.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        rows: Tensor,
+        positions: Tensor,
+        previous_ids: Tensor,
+        segments: Sequence[Segment] = (),
+        num_slots: int,
+        logits_at: Tensor | None = None,
+    ) -> None:
+        """keys and values (L, R, K, S, D), rows of the single tokens, positions and previous_ids (N,).
+
+        No single token stands beyond `num_slots`.
+        """
+        self.logits_at = logits_at
+        self._keys = keys
+        self._values = values
+        self._rows = rows
+        self._positions = positions
+        self._previous_ids = previous_ids
+        self._segments = segments
+        self._num_slots = num_slots
+
+    def extend(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KVCacheLike`."""
+        return self._positions.view_as(token_ids), self._previous_ids.view_as(token_ids)
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+        """See `KVCacheLike`."""
+        shape, dtype = q.shape, self._keys.dtype
+        q, k, v = (x.flatten(0, 1) for x in (q, k.to(dtype), v.to(dtype)))
+        num_singles = self._rows.size(0)
+        parts = []
+        if num_singles:
+            parts.append(
+                attend_singles(
+                    *(x[:num_singles] for x in (q, k, v)),
+                    self._keys,
+                    self._values,
+                    layer_idx,
+                    self._rows,
+                    self._positions[:num_singles],
+                    num_slots=self._num_slots,
+                    window=window,
+                    scale=scale,
+                )
+            )
+        for segment in self._segments:
+            tokens = slice(segment.offset, segment.offset + segment.length)
+            slots = slice(segment.start, segment.start + segment.length)
+            keys, values = self._keys[layer_idx, segment.row], self._values[layer_idx, segment.row]
+            keys[:, slots] = k[tokens].transpose(0, 1)
+            values[:, slots] = v[tokens].transpose(0, 1)
+            parts.append(attend_segment(q[tokens], keys, values, segment.start, window=window, scale=scale))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return y.view(shape)
+
+    def advance(self, num_tokens: int) -> None:
+        """Nothing: whoever made the view knows its sequences' lengths."""

@@ -1,11 +1,12 @@
 """What the engine needs of others: the little it knows of a language model and of a tokenizer.
 
-Shapes: B batch, T time, V vocabulary, S slots, K KV heads, D head dim.
+Shapes: B batch, T time, V vocabulary, H query heads, K KV heads, D head dim.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,21 +26,28 @@ class KVSpec(Protocol):
 
 
 class KVCacheLike(Protocol):
-    """What a model sees of the cache it is called with; rows are sequences, slot s of a row holds its token s."""
+    """All that a model sees of the cache it is called with.
 
-    lengths: Tensor
-    """(B,) int64, tokens already stored per row: token t of a chunk belongs to slot `lengths[b] + t`."""
-    token_ids: Tensor
-    """(B, S) int64, written by the model like keys and values."""
+    How the tokens of a chunk map to sequences is the cache's secret: the engine gives one token of each of many sequences,
+    or several prompts one behind the other, in a single row. Besides `attend`, a model does everything to each token alone.
+    """
+
     logits_at: Tensor | None
-    """(B,) int64: give logits (B, 1, V) at that index of the chunk; None: at all positions."""
+    """(B, M) int64: give logits (B, M, V) at those indices of the chunk; None: at all positions."""
 
-    def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Views (B, S, K, D) of keys and values, written in place, padding of a chunk included."""
+    def extend(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk (B, T) is being added: the position of each token and the id before it, -1 at a start; both (B, T)."""
+        ...
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+        """Stores k, v (B, T, K, D) and returns the attention (B, T, H, D) of q (B, T, H, D) over all each token may see.
+
+        A key at position s is seen by a query at position p when 0 <= p - s <= window. Scores are q . k * scale.
+        """
         ...
 
     def advance(self, num_tokens: int) -> None:
-        """Called once, after the last layer has written its chunk of `num_tokens`."""
+        """Called once, after the last layer has succeeded."""
         ...
 
 
@@ -54,14 +62,14 @@ class CausalLM(Protocol):
     def kv_spec(self) -> KVSpec | None: ...
     @property
     def max_context(self) -> int:
-        """Tokens a sequence may have, prompt and answer together."""
+        """Tokens a sequence may have, prompt and completion together."""
         ...
 
     @property
     def device(self) -> torch.device: ...
 
     def __call__(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
-        """token_ids (B, T) int64 -> logits (B, T, V) float32; (B, 1, V) where the cache sets `logits_at`.
+        """token_ids (B, T) int64 -> logits (B, T, V) float32; (B, M, V) where the cache sets `logits_at` (B, M).
 
         A model may ignore `logits_at` and return all positions; the engine then gathers.
         """
@@ -78,3 +86,9 @@ class Tokenizer(Protocol):
     def special_id(self, name: str, /) -> int | None:
         """The id of a special token such as `<|assistant_end|>`, None if there is no such token."""
         ...
+
+
+class ChatRenderer(Protocol):
+    """A conversation as the token ids that an assistant's turn follows."""
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], /) -> list[int]: ...

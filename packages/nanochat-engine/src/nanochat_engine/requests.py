@@ -1,55 +1,55 @@
-"""Requests and events: what goes into the batcher and what comes out, a token at a time."""
+"""Requests and events: what goes into the engine and what comes out, one token of one sample at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from nanochat_engine.sampling import check_sampling
+from nanochat_engine.sampling import Logprobs, SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A prompt and how to go on from it."""
+    """A prompt and how to continue it. Raises `ValueError` naming what is wrong with it."""
 
     token_ids: Sequence[int]
     """The prompt, at least one token."""
-    max_tokens: int | None = None
-    """Tokens to generate, forced ones included; None: to the end of the model's context."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_k: int | None = None
-    """Likeliest tokens to sample from; None or 0: the whole vocabulary."""
-    top_p: float = 1.0
-    """Of those, the fewest likeliest whose probabilities sum to it."""
-    seed: int = 42
-    """Each sample draws from a generator of its own, made of this."""
-    stop_ids: Sequence[int] = ()
-    """Tokens that end a sample, beside assistant-end and bos."""
-    num_samples: int = 1
-    """Answers to the same prompt, which is read once."""
+    params: SamplingParams = field(default_factory=SamplingParams)
+    salt: str | None = ""
+    """Whose request it is: cached prefixes are shared only within one salt, and with None not at all."""
+    score_from: int | None = None
+    """Log probabilities are wanted of the prompt's tokens from this index on; None: as `prompt_logprobs` says."""
 
-    def check(self, max_context: int) -> None:
-        """Raises `ValueError` with the values if the request cannot be served."""
+    def __post_init__(self) -> None:
         if not self.token_ids:
             raise ValueError("token_ids is empty: a prompt needs at least one token")
+        for token_id in self.token_ids:
+            if type(token_id) is not int or token_id < 0:
+                raise ValueError(f"token id {token_id!r} must be a whole number from 0 on")
+        if self.score_from is not None and not 1 <= self.score_from <= len(self.token_ids):
+            raise ValueError(f"score_from={self.score_from} must be from 1 to the prompt's {len(self.token_ids)} tokens")
+
+    @property
+    def first_scored(self) -> int:
+        """Index of the first prompt token whose log probability is wanted; the prompt's length if there is none."""
+        if self.score_from is not None:
+            return self.score_from
+        return len(self.token_ids) if self.params.prompt_logprobs is None else 1
+
+    def check_fits(self, max_context: int) -> None:
+        """Raises `ValueError` with both numbers if the prompt is longer than the model's context."""
         if len(self.token_ids) > max_context:
-            raise ValueError(f"the prompt has {len(self.token_ids)} tokens, the model's context holds {max_context}")
-        if min(self.token_ids) < 0:
-            raise ValueError(f"token id {min(self.token_ids)} is negative")
-        if self.max_tokens is not None and self.max_tokens < 0:
-            raise ValueError(f"max_tokens={self.max_tokens} must be None or at least 0")
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples} must be at least 1")
-        check_sampling(self.temperature, self.top_k, self.top_p)
+            raise ValueError(
+                f"context length exceeded: the prompt has {len(self.token_ids)} tokens, the model's context is {max_context}"
+            )
 
     def token_limit(self, max_context: int) -> int:
-        """Tokens a sample may generate."""
-        room = max_context - len(self.token_ids)
-        return room if self.max_tokens is None else min(room, self.max_tokens)
+        """Tokens that a sample may generate."""
+        left = max_context - len(self.token_ids)
+        return left if self.params.max_tokens is None else min(left, self.params.max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +59,16 @@ class Event:
     request_id: int
     sample: int
     token_id: int | None = None
-    """None if a sample ends without a further token: cancelled, failed, or with no room for one."""
+    """None if a sample ends without a further token: cancelled, failed, or no token wanted."""
     mask: int = 0
     """1: sampled; 0: forced by a tool."""
+    logprobs: Logprobs | None = None
+    """Of a sampled token, if asked for."""
     finished: FinishReason | None = None
     """`stop` comes with the token that ended the sample."""
     num_cached: int = 0
-    """Prompt tokens that were not read, as an earlier row had left them in the cache; with the sample's last event."""
+    """Prompt tokens that were not computed, as a cached prefix held them; with the sample's last event."""
+    prompt_logprobs: Sequence[Logprobs] = ()
+    """Of the prompt's tokens, from `first_scored` on; with the first event of each sample."""
     error: Exception | None = None
     """What the model raised, if `finished` is `error`."""

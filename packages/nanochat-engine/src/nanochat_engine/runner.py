@@ -1,6 +1,6 @@
-"""Runners: how the batcher makes the model read tokens, with a KV cache or without.
+"""The runner: computes a plan's chunks with the model on its device, samples, and copies the tokens to the host.
 
-Both keep rows 0 to n - 1 of sequences. Shapes: B rows, V vocabulary.
+Shapes: N tokens of a call, M positions whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,222 +11,229 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanochat_engine.kv_cache import KVCache
+from nanochat_engine.kv_cache import CacheView, KVCache, Segment
 from nanochat_engine.protocols import CausalLM, KVSpec
-from nanochat_engine.steps import EagerStep, ModelStep
-
-SLOT_BUCKET = 64
-"""Slots a view is rounded up to, so that few different shapes occur."""
-SPARE_SLOTS = 1
-"""Slots beyond the last bucket: no view spans a whole cache, whose layout a compiled step would take for another case."""
+from nanochat_engine.sampling import (
+    NUM_CANDIDATES,
+    Logprobs,
+    adjust_logits,
+    sample,
+    settings_tensor,
+    take_logprobs,
+    uniform,
+)
+from nanochat_engine.scheduler import Chunk, Plan, Sampled
+from nanochat_engine.steps import FastSteps
 
 
 class Runner(Protocol):
-    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
-        """Memory that this many rows of this many tokens take."""
+    """What the engine needs of it."""
+
+    def run(self, plan: Plan) -> list[Sampled]:
+        """What each chunk of the plan gave, in order; a chunk on which the model fails gives its error."""
         ...
 
-    def exact_bytes(self, num_tokens: int) -> int:
-        """Memory that one saved row of this many tokens takes."""
-        ...
-
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Makes room for this many rows of this many tokens."""
-        ...
-
-    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
-        """Appends a chunk to each of some rows, from `row` on -> logits (B, V) after them.
-
-        There must be room for the longest chunk in every row.
-        """
-        ...
-
-    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
-        """Appends one token to each of the first rows, None for an idle one -> logits (B, V); idle rows' are void."""
-        ...
-
-    def length(self, row: int) -> int:
-        """Tokens a row has read."""
-        ...
-
-    def save_row(self, row: int) -> KVCache | None:
-        """A copy of what a row has read; None if that saves no work."""
-        ...
-
-    def restore_row(self, row: int, saved: KVCache, num_tokens: int) -> None:
-        """A row becomes the first tokens of what was saved."""
-        ...
-
-    def move_row(self, source: int, target: int) -> None: ...
-    def swap_rows(self, first: int, second: int) -> None: ...
-    def clear_row(self, row: int) -> None: ...
-
-
-def make_runner(
-    model: CausalLM, *, max_rows: int, budget_bytes: int | None = None, model_step: ModelStep | None = None
-) -> Runner:
-    """A cached runner if the model has a `kv_spec`, else one that gives it whole sequences."""
-    spec = getattr(model, "kv_spec", None)
-    if spec is None:
-        return FullRunner(model)
-    return CachedRunner(model, spec, max_rows=max_rows, budget_bytes=budget_bytes, model_step=model_step)
+    def close(self) -> None: ...
 
 
 class CachedRunner:
-    """Keeps keys and values; the cache grows to what the admitted rows need, by doubling where the budget allows it."""
+    """Keeps `num_rows` rows of keys and values, and a spare one that padding of a batch is written to."""
 
-    def __init__(
-        self,
-        model: CausalLM,
-        spec: KVSpec,
-        *,
-        max_rows: int,
-        budget_bytes: int | None = None,
-        model_step: ModelStep | None = None,
-    ) -> None:
-        self._device = model.device
-        self._spec = spec
-        self._max_rows = max_rows
-        self._max_slots = _bucket(model.max_context)
-        self._budget_bytes = budget_bytes
-        self._step = model_step or EagerStep(model)
-        self._cache: KVCache | None = None
+    def __init__(self, model: CausalLM, spec: KVSpec, *, num_rows: int, steps: FastSteps | None = None) -> None:
+        self._model = model
+        self._cache = new_cache(spec, num_rows + 1, model.max_context, model.device)
+        self._steps = steps
+        if steps is not None:
+            steps.start(model, self._cache)
 
-    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
-        return num_rows * self.exact_bytes(_bucket(num_tokens) + SPARE_SLOTS)
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> list[Sampled]:
+        for copy in plan.copies:
+            self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
+        singles = [chunk for chunk in plan.chunks if len(chunk.token_ids) == 1]
+        step = self._steps.find(len(singles)) if self._steps is not None else None
+        if step is None or not singles:
+            return self._compute(plan.chunks)
+        others = [chunk for chunk in plan.chunks if len(chunk.token_ids) > 1]
+        results = self._decode(singles, step) + (self._compute(others) if others else [])
+        by_row = dict(zip((chunk.row for chunk in (*singles, *others)), results, strict=True))
+        return [by_row[chunk.row] for chunk in plan.chunks]
 
-    def exact_bytes(self, num_tokens: int) -> int:
-        spec = self._spec
-        kv_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
-        return num_tokens * (kv_bytes + torch.int64.itemsize)
+    def close(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        old = self._cache
-        if old is not None and num_rows <= old.batch_size and num_tokens <= old.seq_len - SPARE_SLOTS:
-            return
-        num_rows, num_slots = self._size(num_rows, _bucket(num_tokens))
-        spec = self._spec
-        self._cache = KVCache(
-            batch_size=num_rows,
-            num_heads=spec.num_kv_heads,
-            seq_len=num_slots + SPARE_SLOTS,
-            head_dim=spec.head_dim,
-            num_layers=spec.num_layers,
-            device=self._device,
-            dtype=spec.dtype,
+    def _compute(self, chunks: Sequence[Chunk]) -> list[Sampled]:
+        """All chunks in one call; where that fails, each alone, so that only those fail that must."""
+        try:
+            return sample_chunks(chunks, self._forward(chunks))
+        except Exception as error:
+            if len(chunks) == 1:
+                return [Sampled(error=error)]
+            return [result for chunk in chunks for result in self._compute([chunk])]
+
+    def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
+        """One token for each chunk by a compiled or captured step."""
+        spare = [(0, self._cache.batch_size - 1, 0, -1)] * (step.num_rows - len(chunks))
+        fed = [(chunk.token_ids[0], chunk.row, chunk.start, chunk.previous_id) for chunk in chunks]
+        draws = [chunk.draw for chunk in chunks]
+        params = [draw.params for draw in draws if draw is not None]
+        simple = len(params) == len(chunks) and all(
+            own.num_candidates == NUM_CANDIDATES and own.logprobs is None and not own.adjusts_logits for own in params
         )
-        if old is not None:
-            self._cache.copy_rows(old, range(min(num_rows, old.batch_size)))
+        settings = torch.ones(5, step.num_rows)
+        if simple:
+            settings[:, : len(chunks)] = settings_tensor(params, [_uniform(chunk) for chunk in chunks])
+        try:
+            tokens, logits = step(torch.tensor(fed + spare).T.contiguous(), settings)
+        except Exception as error:
+            return [Sampled(error=error)] * len(chunks)
+        if simple and all(chunk.num_scored == 0 for chunk in chunks):
+            return [Sampled(token_id=token) for token in tokens.tolist()[: len(chunks)]]
+        return sample_chunks(chunks, logits[: len(chunks)].repeat_interleave(_num_logits(chunks, logits.device), dim=0))
 
-    def _size(self, num_rows: int, num_slots: int) -> tuple[int, int]:
-        """Rows and slots of a cache with room for these, larger if the budget allows, so that it seldom has to grow."""
-        if self._cache is not None:
-            old_rows, old_slots = self._cache.batch_size, self._cache.seq_len - SPARE_SLOTS
-            larger_rows = old_rows if num_rows <= old_rows else min(max(num_rows, 2 * old_rows), self._max_rows)
-            larger_slots = old_slots if num_slots <= old_slots else min(max(num_slots, 2 * old_slots), self._max_slots)
-            for size in ((larger_rows, larger_slots), (max(num_rows, old_rows), max(num_slots, old_slots))):
-                if self._budget_bytes is None or self.bytes_for(*size) <= self._budget_bytes:
-                    return size
-        return num_rows, num_slots
-
-    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
-        cache = self._held()
-        counts = [len(chunk) for chunk in chunks]
-        stop, longest = row + len(chunks), max(counts)
-        padded = torch.tensor([[*chunk, *[0] * (longest - len(chunk))] for chunk in chunks], device=self._device)
-        last = torch.tensor(counts, device=self._device) - 1
-        slots = _bucket(max(cache.host_lengths[row:stop]) + longest)
-        view = cache.view(row, stop, slots, None if min(counts) == longest else counts, logits_at=last)
-        logits = self._step(padded, view)
-        if logits.size(1) > 1:  # a model may ignore logits_at
-            logits = logits[torch.arange(len(chunks), device=self._device), last][:, None]
-        return logits[:, 0]
-
-    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
-        cache = self._held()
-        num_rows = len(token_ids)
-        slots = _bucket(max(cache.host_lengths[:num_rows]) + 1)
-        counts = [int(token is not None) for token in token_ids]
-        view = cache.view(0, num_rows, slots, None if all(counts) else counts)
-        chunk = torch.tensor([[token or 0] for token in token_ids], device=self._device)
-        return self._step(chunk, view)[:, -1]
-
-    def length(self, row: int) -> int:
-        return self._held().host_lengths[row]
-
-    def save_row(self, row: int) -> KVCache | None:
-        return self._held().save_row(row)
-
-    def restore_row(self, row: int, saved: KVCache, num_tokens: int) -> None:
-        self._held().restore_row(row, saved, num_tokens)
-
-    def move_row(self, source: int, target: int) -> None:
-        self._held().move_row(source, target)
-
-    def swap_rows(self, first: int, second: int) -> None:
-        self._held().swap_rows(first, second)
-
-    def clear_row(self, row: int) -> None:
-        self._held().clear_row(row)
-
-    def _held(self) -> KVCache:
-        assert self._cache is not None, "reserve() comes first"
-        return self._cache
+    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
+        device, cache = self._model.device, self._cache
+        chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
+        ids, positions, previous, wanted, segments, rows = [], [], [], [], [], []
+        for chunk in chunks:
+            offset, length = len(ids), len(chunk.token_ids)
+            ids += chunk.token_ids
+            positions += range(chunk.start, chunk.start + length)
+            previous += [chunk.previous_id, *chunk.token_ids[:-1]]
+            wanted += [offset + index for index in wanted_positions(chunk)]
+            if length == 1:
+                rows.append(chunk.row)
+            else:
+                segments.append(Segment(chunk.row, chunk.start, offset, length))
+        packed = torch.tensor([ids, positions, previous], device=device)
+        at = torch.tensor([wanted], dtype=torch.int64, device=device)
+        view = CacheView(
+            cache.keys,
+            cache.values,
+            rows=torch.tensor(rows, dtype=torch.int64, device=device),
+            positions=packed[1],
+            previous_ids=packed[2],
+            segments=segments,
+            num_slots=max(positions[: len(rows)], default=0) + 1,
+            logits_at=at,
+        )
+        logits = self._model(packed[:1], kv_cache=view)[0]
+        return logits if logits.size(0) == len(wanted) else logits[at[0]]  # a model may ignore logits_at
 
 
-class FullRunner:
-    """For a model without a cache: keeps token ids and gives whole sequences, padded at the end."""
+class WholeRunner:
+    """For a model without a cache: keeps token ids by row and gives whole sequences, padded at the end."""
 
     def __init__(self, model: CausalLM) -> None:
         self._model = model
-        self._rows: list[list[int]] = []
+        self._rows: dict[int, list[int]] = {}
 
-    def bytes_for(self, num_rows: int, num_tokens: int) -> int:
-        return num_rows * self.exact_bytes(num_tokens)
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> list[Sampled]:
+        for copy in plan.copies:
+            self._rows[copy.target] = self._rows[copy.source][: copy.num_tokens]
+        for chunk in plan.chunks:
+            self._rows[chunk.row] = [*self._rows.get(chunk.row, [])[: chunk.start], *chunk.token_ids]
+        return self._compute(plan.chunks)
 
-    def exact_bytes(self, num_tokens: int) -> int:
-        return num_tokens * torch.int64.itemsize
+    def close(self) -> None:
+        self._rows.clear()
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        self._rows.extend([] for _ in range(num_rows - len(self._rows)))
+    def _compute(self, chunks: Sequence[Chunk]) -> list[Sampled]:
+        try:
+            return sample_chunks(chunks, self._forward(chunks))
+        except Exception as error:
+            if len(chunks) == 1:
+                return [Sampled(error=error)]
+            return [result for chunk in chunks for result in self._compute([chunk])]
 
-    def prefill(self, row: int, chunks: Sequence[Sequence[int]]) -> Tensor:
-        read = [[*before, *chunk] for before, chunk in zip(self._rows[row : row + len(chunks)], chunks, strict=True)]
-        logits = self._forward(read)
-        self._rows[row : row + len(chunks)] = read
-        return logits
-
-    def decode(self, token_ids: Sequence[int | None]) -> Tensor:
-        for row, token in enumerate(token_ids):
-            if token is not None:
-                self._rows[row].append(token)
-        return self._forward(self._rows[: len(token_ids)])
-
-    def length(self, row: int) -> int:
-        return len(self._rows[row])
-
-    def save_row(self, row: int) -> KVCache | None:
-        return None  # such a model reads everything again at each step anyway
-
-    def restore_row(self, row: int, saved: KVCache, num_tokens: int) -> None:
-        raise AssertionError("nothing is saved without a cache")
-
-    def move_row(self, source: int, target: int) -> None:
-        self._rows[target] = list(self._rows[source])
-
-    def swap_rows(self, first: int, second: int) -> None:
-        self._rows[first], self._rows[second] = self._rows[second], self._rows[first]
-
-    def clear_row(self, row: int) -> None:
-        self._rows[row] = []
-
-    def _forward(self, rows: list[list[int]]) -> Tensor:
-        longest = max(1, *(len(row) for row in rows))
-        device = self._model.device
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        last = torch.tensor([max(len(row) - 1, 0) for row in rows], device=device)
-        return self._model(padded)[torch.arange(len(rows), device=device), last]
+    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
+        rows = [self._rows[chunk.row] for chunk in chunks]
+        longest = max(map(len, rows))
+        logits = self._model(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device))
+        at = [(b, chunk.start + index) for b, chunk in enumerate(chunks) for index in wanted_positions(chunk)]
+        return logits[[b for b, _ in at], [t for _, t in at]]
 
 
-def _bucket(num_tokens: int) -> int:
-    return -(-num_tokens // SLOT_BUCKET) * SLOT_BUCKET
+def new_cache(spec: KVSpec, num_rows: int, num_slots: int, device: torch.device) -> KVCache:
+    """An empty cache of a model's shape."""
+    return KVCache(num_rows, spec.num_kv_heads, num_slots, spec.head_dim, spec.num_layers, device, spec.dtype)
+
+
+def row_bytes(spec: KVSpec, num_slots: int) -> int:
+    """Memory of one row of a cache."""
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize * num_slots
+
+
+def wanted_positions(chunk: Chunk) -> list[int]:
+    """Indices of a chunk whose logits are wanted: those before its scored tokens, then the last one to sample from."""
+    last = len(chunk.token_ids) - 1
+    scored = range(chunk.score_from - 1, chunk.score_from - 1 + chunk.num_scored)
+    return [*scored, *([last] if chunk.draw is not None else [])]
+
+
+def sample_chunks(chunks: Sequence[Chunk], logits: Tensor) -> list[Sampled]:
+    """logits (M, V) at the wanted positions of the chunks, single tokens first -> what each chunk gave, in its order."""
+    in_order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].token_ids) > 1)
+    places, offset = {}, 0
+    for index in in_order:
+        places[index] = offset
+        offset += len(wanted_positions(chunks[index]))
+    drawn = _draw(chunks, places, logits)
+    results = []
+    for index, chunk in enumerate(chunks):
+        token, logprobs = drawn.get(index, (None, None))
+        results.append(Sampled(token_id=token, logprobs=logprobs, scored=_score(chunk, logits, places[index])))
+    return results
+
+
+def _draw(
+    chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor
+) -> dict[int, tuple[int, Logprobs | None]]:
+    """The token that each chunk with a draw samples, and its log probabilities where they are wanted."""
+    indices = [index for index, chunk in enumerate(chunks) if chunk.draw is not None]
+    if not indices:
+        return {}
+    draws = [draw for chunk in chunks if (draw := chunk.draw) is not None]
+    at = [places[index] + chunks[index].num_scored for index in indices]
+    rows = logits if at == list(range(logits.size(0))) else logits[torch.tensor(at, device=logits.device)]
+    unchanged = rows
+    if any(draw.params.adjusts_logits for draw in draws):
+        rows = torch.stack(
+            [
+                adjust_logits(row, draw.params, draw.token_ids, draw.num_prompt) if draw.params.adjusts_logits else row
+                for row, draw in zip(rows, draws, strict=True)
+            ]
+        )
+    tokens = sample(rows, [draw.params for draw in draws], [_uniform(chunks[index]) for index in indices]).tolist()
+    asked = [i for i, draw in enumerate(draws) if draw.params.logprobs is not None]
+    logprobs: dict[int, Logprobs] = {}
+    if asked:
+        some = unchanged[torch.tensor(asked, device=logits.device)]
+        num_top = [draws[i].params.logprobs or 0 for i in asked]
+        logprobs = dict(zip(asked, take_logprobs(some, [tokens[i] for i in asked], num_top), strict=True))
+    return {index: (tokens[i], logprobs.get(i)) for i, index in enumerate(indices)}
+
+
+def _score(chunk: Chunk, logits: Tensor, place: int) -> list[Logprobs]:
+    """Log probabilities of a chunk's known tokens, where wanted."""
+    if not chunk.num_scored:
+        return []
+    following = [*chunk.token_ids, *([] if chunk.next_id is None else [chunk.next_id])]
+    targets = following[chunk.score_from : chunk.score_from + chunk.num_scored]
+    return take_logprobs(logits[place : place + chunk.num_scored], targets, [chunk.num_top] * chunk.num_scored)
+
+
+def _num_logits(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
+    return torch.tensor([len(wanted_positions(chunk)) for chunk in chunks], device=device)
+
+
+def _uniform(chunk: Chunk) -> float:
+    assert chunk.draw is not None
+    draw = chunk.draw
+    if draw.params.temperature == 0:
+        return 0.0
+    return uniform(draw.params.seed, draw.sample, len(draw.token_ids))

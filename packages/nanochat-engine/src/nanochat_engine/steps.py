@@ -1,63 +1,163 @@
-"""Steps: how the model is called with a chunk and a view of the cache. Eagerly here; `compiled` and `graphs` are faster."""
+"""Fast decoding steps: one token for each of a batch bucket's rows, sampling included, as one compiled or captured call.
+
+On a CPU, torch.compile works on a thread beside the eager model, one bucket after the other; on CUDA the compiled steps are
+captured as graphs before the first request. What does not work stays eager, with one line in the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import logging
+import threading
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from nanochat_engine.kv_cache import KVCacheView
+from nanochat_engine import native
+from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.protocols import CausalLM
+from nanochat_engine.sampling import NUM_CANDIDATES, choose_by
+
+BUCKETS = (1, 8, 32, 64, 128, 256)
+"""Rows that steps are made for; a batch takes the smallest that holds it."""
+
+_logger = logging.getLogger(__name__)
 
 
-class ModelStep(Protocol):
-    """How the model is called: eagerly, compiled, or as a captured graph."""
+class FastSteps:
+    """The steps of a model over a cache, by number of rows. The model's weights must not change while it lives."""
 
-    def __call__(self, token_ids: Tensor, view: KVCacheView) -> Tensor:
-        """token_ids (B, T) -> logits (B, T, V), or (B, 1, V) where the view sets `logits_at`; the view advances."""
-        ...
+    class Step:
+        """(4, B) ids, rows, positions and previous ids, (5, B) settings -> token ids (B,), logits (B, V)."""
+
+        def __init__(self, num_rows: int, call: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+            self.num_rows = num_rows
+            self._call = call
+
+        def __call__(self, inputs: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
+            return self._call(inputs, settings)
+
+    def __init__(self, *, max_rows: int, wait: bool = False) -> None:
+        """`wait` makes all steps before the first request on a CPU too, and raises what goes wrong then."""
+        self._sizes = sorted({size for size in BUCKETS if size < max_rows} | {max_rows})
+        self._wait = wait
+        self._steps: list[FastSteps.Step] = []
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, model: CausalLM, cache: KVCache) -> None:
+        """Begins to make the steps."""
+        if self._wait or model.device.type == "cuda":
+            self._make_all(model, cache)
+        elif model.device.type == "cpu":
+            # Not a daemon: a thread within the compiler must not be cut short by the interpreter's end.
+            self._thread = threading.Thread(target=self._make_beside, args=(model, cache), name="nanochat-compile")
+            self._thread.start()
+
+    def find(self, num_rows: int) -> FastSteps.Step | None:
+        """The smallest step there is for so many rows; None if there is none yet."""
+        return next((step for step in self._steps if step.num_rows >= num_rows), None)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until no more steps will come; whether all are there."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return len(self._steps) == len(self._sizes)
+
+    def close(self) -> None:
+        """Makes no further steps; returns when the one being made is done."""
+        self._closed.set()
+        self.wait()
+
+    def _make_beside(self, model: CausalLM, cache: KVCache) -> None:
+        try:
+            self._make_all(model, cache)
+        except Exception as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _logger.warning("decoding stays eager from %d rows on: %s", self._next_size(), first_line)
+
+    def _next_size(self) -> int:
+        return self._sizes[len(self._steps)]
+
+    def _make_all(self, model: CausalLM, cache: KVCache) -> None:
+        if model.device.type == "cpu" and not native.load():
+            raise RuntimeError("compiling needs a C++ compiler")
+        for size in self._sizes:
+            if self._closed.is_set() or not threading.main_thread().is_alive():
+                return
+            make = _capture if model.device.type == "cuda" else _compile
+            self._steps.append(FastSteps.Step(size, make(model, cache, size)))
 
 
-class EagerStep:
-    """Calls the model as it is."""
+def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A step compiled for one shape: weights frozen into it, product kernels measured, no guards on the way."""
+    from torch._inductor import config
 
-    def __init__(self, model: CausalLM) -> None:
-        self._model = model
+    step = torch.compile(
+        _decode(model), dynamic=False, options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    )
+    keys, values = cache.keys, cache.values
+    example = _example(cache, num_rows)
+    chosen = config.patch(
+        freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP,ATEN", autotune_num_choices_displayed=0
+    )
+    with chosen, torch.inference_mode():
+        step(*example, keys, values, cache.seq_len)
 
-    def __call__(self, token_ids: Tensor, view: KVCacheView) -> Tensor:
-        return self._model(token_ids, kv_cache=view)
+    def call(inputs: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, logits = step(inputs, settings, keys, values, cache.seq_len)
+        return tokens, logits
 
-
-class TensorCache:
-    """A cache as a captured or compiled model sees it: tensors alone. Lengths advance outside."""
-
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], token_ids: Tensor, lengths: Tensor) -> None:
-        self._keys = keys
-        self._values = values
-        self.token_ids = token_ids
-        self.lengths = lengths
-        self.logits_at: Tensor | None = None
-
-    def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        return self._keys[layer_idx], self._values[layer_idx]
-
-    def advance(self, num_tokens: int) -> None:
-        pass
+    return call
 
 
-def fast_step(model: CausalLM, *, wait: bool = False) -> ModelStep:
-    """The fastest way to call a model again and again on its device: CUDA graphs, a compiled step on a processor.
+def _capture(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The compiled step as a CUDA graph over the cache's own memory: one launch and one copy to the host a step."""
+    with torch.cuda.device(model.device), torch.inference_mode():
+        step = torch.compile(_decode(model), dynamic=False)
+        inputs, settings = (tensor.to(model.device) for tensor in _example(cache, num_rows))
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries set themselves up, and kernels are chosen, outside the capture
+                step(inputs, settings, cache.keys, cache.values, cache.seq_len)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=_graph_pool(), capture_error_mode="thread_local"):
+            tokens, logits = step(inputs, settings, cache.keys, cache.values, cache.seq_len)
 
-    Both begin eagerly and stay so where they do not work; `wait` compiles at once instead and raises what goes wrong.
-    """
-    spec = getattr(model, "kv_spec", None)
-    if spec is not None and model.device.type == "cuda":
-        from nanochat_engine.graphs import GraphStep
+    def call(new_inputs: Tensor, new_settings: Tensor) -> tuple[Tensor, Tensor]:
+        inputs.copy_(new_inputs, non_blocking=True)
+        settings.copy_(new_settings, non_blocking=True)
+        graph.replay()
+        return tokens, logits
 
-        return GraphStep(model)
-    if spec is not None and model.device.type == "cpu":
-        from nanochat_engine.compiled import CompiledStep
+    return call
 
-        return CompiledStep(model, spec, wait=wait)
-    return EagerStep(model)
+
+_pools: list[object] = []
+
+
+def _graph_pool() -> object:
+    """Memory that all graphs share, as only one of them runs at a time."""
+    if not _pools:
+        _pools.append(torch.cuda.graph_pool_handle())
+    return _pools[0]
+
+
+def _decode(model: CausalLM) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The step itself; a function of its own for each bucket, so that torch keeps their code apart."""
+
+    def decode(inputs: Tensor, settings: Tensor, keys: Tensor, values: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+        token_ids, rows, positions, previous_ids = inputs.unbind()
+        view = CacheView(
+            keys, values, rows=rows, positions=positions, previous_ids=previous_ids, num_slots=num_slots
+        )
+        logits = model(token_ids[None], kv_cache=view)[0]
+        return choose_by(logits, settings, NUM_CANDIDATES), logits
+
+    return decode
+
+
+def _example(cache: KVCache, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Inputs that touch the cache's spare row only."""
+    return torch.tensor([[0], [cache.batch_size - 1], [0], [-1]]).repeat(1, num_rows), torch.ones(5, num_rows)

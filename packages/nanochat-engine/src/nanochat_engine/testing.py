@@ -12,23 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_engine.kv_cache import KVCache
+from nanochat_engine.kv_cache import CacheView, KVCache, Segment
 from nanochat_engine.protocols import CausalLM, KVCacheLike, Tokenizer
+from nanochat_engine.text_stream import SPECIAL_NAMES
 
-SPECIALS = tuple(
-    f"<|{name}|>"
-    for name in (
-        "bos",
-        "user_start",
-        "user_end",
-        "assistant_start",
-        "assistant_end",
-        "python_start",
-        "python_end",
-        "output_start",
-        "output_end",
-    )
-)
+SPECIALS = SPECIAL_NAMES
 
 
 class ByteTokenizer:
@@ -59,7 +47,7 @@ class FakeKVSpec:
 
 
 class TinyLM:
-    """Two layers of attention with random weights: what it says depends on all it has read, and on its order.
+    """Two layers of attention with random weights: what it says depends on all that came before, and on its order.
 
     With `cached=False` it has no `kv_spec` and is given whole sequences.
     """
@@ -86,28 +74,22 @@ class TinyLM:
     def __call__(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
         B, T = token_ids.shape
         cache = kv_cache or KVCache(B, 2, T, 4, 2, self.device, torch.float32)
-        positions = cache.lengths[:, None] + torch.arange(T, device=self.device)
-        rows = torch.arange(B, device=self.device)[:, None]
-        cache.token_ids[rows, positions] = token_ids
-        x = self._wte[token_ids] + self._wpe[positions.clamp(max=self.max_context - 1)]
+        positions, _ = cache.extend(token_ids)
+        x = self._wte[token_ids] + self._wpe[positions]
         for layer in range(2):
             q, k, v = F.linear(x, self._qkv[layer]).view(B, T, 3, 2, 4).unbind(dim=2)
-            k_cache, v_cache = cache.get_layer_cache(layer)
-            k_cache[rows, positions], v_cache[rows, positions] = k, v
-            seen = torch.arange(k_cache.size(1), device=self.device) <= positions[:, :, None]
-            y = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2), attn_mask=seen[:, None]
-            )
-            x = x + F.linear(y.transpose(1, 2).reshape(B, T, 8), self._out[layer]).tanh()
+            y = cache.attend(layer, q, k, v, window=self.max_context, scale=0.5)
+            x = x + F.linear(y.reshape(B, T, 8), self._out[layer]).tanh()
         cache.advance(T)
         if cache.logits_at is not None:
-            x = x[torch.arange(B, device=self.device), cache.logits_at][:, None]
+            x = torch.take_along_dim(x, cache.logits_at[..., None], dim=1)
         return F.linear(x, self._head)
 
 
 class ScriptedLM:
-    """Says with certainty what a function of everything it has read wants said. Its memory is the cache's keys.
+    """Says with certainty what a function of the whole sequence so far wants said.
 
+    Its memory is the cache: each value holds its token at its own position, and attention with equal shares sums them up.
     It counts its calls, and the tokens it was given, in `num_calls` and `num_tokens`.
     """
 
@@ -119,7 +101,7 @@ class ScriptedLM:
         max_context: int = 128,
         cached: bool = True,
     ) -> None:
-        self.kv_spec = FakeKVSpec() if cached else None
+        self.kv_spec = FakeKVSpec(head_dim=max_context) if cached else None
         self.max_context = max_context
         self.device = torch.device("cpu")
         self.num_calls = 0
@@ -131,25 +113,25 @@ class ScriptedLM:
         B, T = token_ids.shape
         self.num_calls += 1
         self.num_tokens += B * T
-        cache = kv_cache or KVCache(B, 1, T, 1, 1, self.device, torch.float32)
-        k_cache, v_cache = cache.get_layer_cache(0)
-        rows, positions = torch.arange(B)[:, None], cache.lengths[:, None] + torch.arange(T)
-        cache.token_ids[rows, positions] = token_ids
-        k_cache[rows, positions, 0, 0] = v_cache[rows, positions, 0, 0] = token_ids.float()
-        histories = k_cache[:, :, 0, 0].long().tolist()
-        logits = torch.full((B, T, self._vocab_size), -1e9)
-        for row, length in enumerate(cache.lengths.tolist()):
-            for t in range(T):
-                logits[row, t, self._next_token(histories[row][: length + t + 1])] = 0.0
+        cache = kv_cache or KVCache(B, 1, T, self.max_context, 1, self.device, torch.float32)
+        positions, _ = cache.extend(token_ids)
+        values = F.one_hot(positions, self.max_context) * token_ids[..., None].float()
+        zeros = torch.zeros(B, T, 1, self.max_context)
+        mean = cache.attend(0, zeros, zeros, values[:, :, None], window=self.max_context, scale=1.0)[:, :, 0]
         cache.advance(T)
+        histories = (mean * (positions[..., None] + 1)).round().long().tolist()
+        logits = torch.full((B, T, self._vocab_size), -1e9)
+        for b, row in enumerate(positions.tolist()):
+            for t, position in enumerate(row):
+                logits[b, t, self._next_token(histories[b][t][: position + 1])] = 0.0
         return logits  # ignores logits_at, as a model may
 
 
 def check_causal_lm(model: CausalLM, *, num_tokens: int = 24, tolerance: float = 1e-4, seed: int = 0) -> None:
-    """Checks that cached logits equal those of the full forward.
+    """Checks that logits through the cache equal those of the full forward.
 
-    Covers a prompt read in chunks, ragged rows padded to one chunk, idle rows, rows that were moved, and `logits_at`.
-    Needs a float32 model that knows at least two tokens. Raises `AssertionError` with what differs.
+    Covers chunks of one's own loop, single tokens and segments of several sequences in one call, repeated calls, copied
+    rows and `logits_at`. Needs a float32 model that knows at least two tokens. Raises `AssertionError` with what differs.
     """
     spec = getattr(model, "kv_spec", None)
     num_tokens = min(num_tokens, model.max_context)
@@ -166,49 +148,75 @@ def check_causal_lm(model: CausalLM, *, num_tokens: int = 24, tolerance: float =
         _close("a sequence and its beginning (is it causal?)", model(tokens[:, :cut]), full[:, :cut], tolerance)
         if spec is None:
             return
-        cache = KVCache(
-            4, spec.num_kv_heads, 2 * num_tokens, spec.head_dim, spec.num_layers, device=device, dtype=spec.dtype
-        )
-        # Chunks of different real lengths, with an idle row among them; the padding is garbage.
-        counts = [[5, 1, 3], [0, 4, 2], [2, 0, 7], [1, 1, 1], [1, 0, 1], [3, 3, 0]]
-        for step in counts:
-            _check_chunk(model, cache, tokens, full, step, tolerance)
-        cache.move_row(2, 3)
-        cache.move_row(0, 2)
-        for row, source in ((2, 0), (3, 2)):
-            start = cache.host_lengths[row]
-            view = cache.view(row, row + 1, cache.seq_len)
-            logits = model(tokens[source : source + 1, start:], kv_cache=view)
-            _close("a moved row", logits, full[source : source + 1, start:], tolerance)
-            _check(cache.host_lengths[row] == num_tokens, "the model must call advance(T) once")
+
+        def new_cache(num_rows: int) -> KVCache:
+            shape = (spec.num_kv_heads, num_tokens, spec.head_dim, spec.num_layers)
+            return KVCache(num_rows, *shape, device=device, dtype=spec.dtype)
+
+        cache = new_cache(3)
+        chunks = [model(chunk, kv_cache=cache) for chunk in torch.split(tokens, [5, 1, 1, num_tokens - 7], dim=1)]
+        _close("chunks of a loop of one's own", torch.cat(chunks, dim=1), full, tolerance)
+        _check(cache.get_pos() == num_tokens, "the model must call advance(T) once")
+        cache = new_cache(5)
+        starts = [0, 0, 0]
+        # One call computes some tokens of each sequence: single ones, segments, none.
+        for counts in [[5, 1, 3], [0, 4, 2], [2, 0, 7], [1, 1, 1], [1, 0, 1], [3, 3, 0], [1, 2, 1]]:
+            counts = [min(count, num_tokens - start) for count, start in zip(counts, starts, strict=True)]
+            for _ in range(2):  # a call that failed may be repeated
+                _check_call(model, cache, tokens, full, starts, counts, tolerance)
+            starts = [start + count for start, count in zip(starts, counts, strict=True)]
+        cache.copy_row(2, 3, starts[2])
+        _check_call(model, cache, tokens, full, starts, [0, 0, min(2, num_tokens - starts[2])], tolerance, row_of_last=3)
 
 
-def _check_chunk(
-    model: CausalLM, cache: KVCache, tokens: Tensor, full: Tensor, counts: list[int], tolerance: float
+def _check_call(
+    model: CausalLM,
+    cache: KVCache,
+    tokens: Tensor,
+    full: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    tolerance: float,
+    *,
+    row_of_last: int = 2,
 ) -> None:
-    """Feeds each row its next `counts[row]` tokens in one padded chunk and compares all real positions."""
-    starts = cache.host_lengths[:3]
-    counts = [min(count, tokens.size(1) - start) for count, start in zip(counts, starts, strict=True)]
-    width = max(1, *counts)
-    chunk = torch.ones(3, width, dtype=torch.int64, device=tokens.device)
-    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        chunk[row, :count] = tokens[row, start : start + count]
-    last = torch.tensor([max(count - 1, 0) for count in counts], device=tokens.device)
-    # The same chunk twice: once for all positions, once for the last ones; the first call's length is taken back.
-    lengths = cache.lengths.clone()
-    logits = model(chunk, kv_cache=cache.view(0, 3, cache.seq_len, counts))
-    cache.lengths.copy_(lengths)
-    cache.host_lengths[:3] = starts
-    at_last = model(chunk, kv_cache=cache.view(0, 3, cache.seq_len, counts, logits_at=last))
-    if at_last.size(1) != 1:
-        at_last = at_last[torch.arange(3, device=last.device), last][:, None]
-    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        if count:
-            expected = full[row, start : start + count]
-            _close(f"row {row} at {start} (counts {counts})", logits[row, :count], expected, tolerance)
-            _close(f"row {row} with logits_at", at_last[row, 0], expected[-1], tolerance)
-    ends = [start + count for start, count in zip(starts, counts, strict=True)]
-    _check(cache.lengths.tolist()[:3] == ends, f"lengths are {cache.lengths.tolist()[:3]}, should be {ends}")
+    """Sequence i continues in row i (the last one in `row_of_last`) with its next `counts[i]` tokens, all in one call."""
+    order = sorted((i for i in range(3) if counts[i]), key=lambda i: counts[i] > 1)
+    if not order:
+        return
+    spans = [(i, starts[i], starts[i] + counts[i]) for i in order]
+    ids = torch.cat([tokens[i, start:stop] for i, start, stop in spans])
+    expected = torch.cat([full[i, start:stop] for i, start, stop in spans])
+    positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans]).to(ids.device)
+    first = torch.full_like(tokens[:, :1], -1)
+    previous = torch.cat([torch.cat((first[i], tokens[i]))[start:stop] for i, start, stop in spans])
+    segments, singles, offset = [], [], 0
+    for i, start, stop in spans:
+        row = row_of_last if i == 2 else i
+        if stop - start == 1:
+            singles.append(row)
+        else:
+            segments.append(Segment(row, start, offset, stop - start))
+        offset += stop - start
+
+    def view(logits_at: Tensor | None) -> CacheView:
+        return CacheView(
+            cache.keys,
+            cache.values,
+            rows=torch.tensor(singles, dtype=torch.int64, device=ids.device),
+            positions=positions,
+            previous_ids=previous,
+            segments=segments,
+            num_slots=int(positions.max()) + 1,
+            logits_at=logits_at,
+        )
+
+    what = f"sequences at {list(starts)}, {list(counts)} tokens of each in one call"
+    _close(what, model(ids[None], kv_cache=view(None))[0], expected, tolerance)
+    wanted = torch.arange(ids.size(0) - 1, -1, -2, device=ids.device)
+    some = model(ids[None], kv_cache=view(wanted[None]))[0]
+    some = some if some.size(0) == wanted.size(0) else some[wanted]
+    _close(f"{what}, with logits_at", some, expected[wanted], tolerance)
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:

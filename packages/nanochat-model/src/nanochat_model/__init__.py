@@ -5,7 +5,7 @@ from nanochat_model.accounting import KVSpec
 from nanochat_model.checkpoint import load_config, load_model, save_model
 from nanochat_model.config import GPTConfig
 from nanochat_model.gpt import GPT
-from nanochat_model.packed import PackedGPT
+from nanochat_model.inference import prepare_for_inference, update_prepared
 from nanochat_model.protocols import KVCacheLike
 
 __all__ = [
@@ -13,9 +13,10 @@ __all__ = [
     "GPTConfig",
     "KVCacheLike",
     "KVSpec",
-    "PackedGPT",
+    "prepare_for_inference",
     "convert",
     "load_config",
     "load_model",
     "save_model",
+    "update_prepared",
 ]

@@ -1,4 +1,4 @@
-"""What a GPT costs: parameters by role, FLOPs per token, bytes of KV cache."""
+"""What a GPT costs: parameters by role, FLOPs per token, bytes of weights and KV cache. All from its settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 
 if TYPE_CHECKING:
     from nanochat_model.gpt import GPT
@@ -45,23 +47,33 @@ def param_counts(model: GPT) -> dict[str, int]:
     return counts
 
 
-def _linear_weights(model: GPT) -> int:
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+def linear_weights(config: GPTConfig) -> int:
+    """Weights of all linear maps, gates and the unembedding among them: what every token is multiplied with."""
+    C, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
+    gates = sum(config.has_value_embedding(i) for i in range(config.n_layer)) * VALUE_GATE_CHANNELS * config.n_kv_head
+    blocks = config.n_layer * (2 * C * C + 2 * C * kv_dim + 8 * C * C)
+    return blocks + gates + config.padded_vocab_size * C + config.smear * SMEAR_GATE_CHANNELS
 
 
-def flops_per_token(model: GPT, num_tokens: int) -> int:
+def flops_per_token(config: GPTConfig, num_tokens: int) -> int:
     """6 per weight of a linear map, and 12 H D per attended token and layer (Kaplan et al., arXiv 2001.08361)."""
-    config = model.config
     attended = sum(min(config.window(i), num_tokens) for i in range(config.n_layer))
-    return 6 * _linear_weights(model) + 12 * config.n_head * config.head_dim * attended
+    return 6 * linear_weights(config) + 12 * config.n_head * config.head_dim * attended
 
 
-def decode_flops(model: GPT, context: int) -> int:
-    config = model.config
+def decode_flops(config: GPTConfig, context: int) -> int:
+    """FLOPs to decode one token after `context` tokens."""
     attended = sum(min(config.window(i), context) + 1 for i in range(config.n_layer))
-    return 2 * _linear_weights(model) + 4 * config.n_head * config.head_dim * attended
+    return 2 * linear_weights(config) + 4 * config.n_head * config.head_dim * attended
 
 
-def kv_bytes_per_token(model: GPT) -> int:
-    spec = model.kv_spec
+def weight_bytes(model: GPT) -> int:
+    """Bytes of the weights that every decoding step reads whole; of the embeddings it reads one row per token."""
+    embeddings = {id(module) for module in model.modules() if isinstance(module, nn.Embedding)}
+    read = [module for module in model.modules() if id(module) not in embeddings and module is not model]
+    tensors = [tensor for module in read for tensor in (*module._parameters.values(), *module._buffers.values())]
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors if tensor is not None)
+
+
+def kv_bytes_per_token(spec: KVSpec) -> int:
     return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize

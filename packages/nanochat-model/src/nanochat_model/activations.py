@@ -23,6 +23,8 @@ def rms_norm(x: Tensor, eps: float | None) -> Tensor:
 
 def relu_squared(x: Tensor) -> Tensor:
     """relu(x)^2, elementwise."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return F.relu(x).square()
     y: Tensor = _ReluSquared.apply(x)
     return y
 

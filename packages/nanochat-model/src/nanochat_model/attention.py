@@ -1,12 +1,10 @@
-"""Attention of the GPT: rotary embeddings, and causal attention over a whole sequence, a sliding window or a KV cache.
+"""Causal attention over whole sequences, for training and evaluation; and the rotary embeddings of queries and keys.
 
-Shapes: B batch, T time, S cache slots, H query heads, K KV heads, D head dim. Scores are q . k * scale / sqrt(D): the
-model's own `scale` is handed on, since multiplying q and k by it would make copies that training has to keep.
+Shapes: B batch, T time, H query heads, K KV heads, D head dim. Scores are q . k * scale.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -37,13 +35,12 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float = 1.0) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
     """Attention of each query to itself and up to `window` keys on its left.
 
     q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D).
     """
     group = q.size(2) // k.size(2)
-    scale /= math.sqrt(q.size(-1))
     q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q, k, v))
     if group > 1:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
@@ -102,34 +99,3 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float
     return y.view(B, H, num_blocks * block, D)[:, :, :T]
 
 
-def cached_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, *, window: int, scale: float = 1.0
-) -> Tensor:
-    """Attention of a chunk's queries to a cache that already holds the chunk.
-
-    q (B, T, H, D), caches (B, S, K, D), positions (B, T): a key at slot s is seen when 0 <= position - s <= window.
-    """
-    return masked_attention(q, k_cache, v_cache, visible_slots(positions, k_cache.size(1), window), scale=scale)
-
-
-def visible_slots(positions: Tensor, num_slots: int, window: int) -> Tensor:
-    """Which of S cache slots each query sees: positions (B, T) -> bool (B, T, S)."""
-    distance = positions[:, :, None] - torch.arange(num_slots, device=positions.device)
-    return (distance >= 0) & (distance <= window)
-
-
-def masked_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor | None, *, scale: float = 1.0) -> Tensor:
-    """q (B, T, H, D), caches (B, S, K, D), seen (B, T, S) bool or None for all slots -> (B, T, H, D)."""
-    B, T, H, D = q.shape
-    K = k_cache.size(2)
-    # Query heads that share a KV head stand side by side as further queries, so that keys are never repeated.
-    group = H // K
-    q_BKGTD = q.view(B, T, K, group, D).permute(0, 2, 3, 1, 4).reshape(B, K, group * T, D)
-    y = F.scaled_dot_product_attention(
-        q_BKGTD,
-        k_cache.transpose(1, 2),
-        v_cache.transpose(1, 2),
-        attn_mask=None if seen is None else seen.repeat(1, group, 1)[:, None],
-        scale=scale / math.sqrt(D),
-    )
-    return y.view(B, K, group, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)

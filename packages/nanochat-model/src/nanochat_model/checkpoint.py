@@ -23,7 +23,7 @@ from nanochat_model.convert.transformers import (
     transformers_settings,
     transformers_state,
 )
-from nanochat_model.gpt import GPT, Linear
+from nanochat_model.gpt import GPT
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -83,12 +83,10 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    inference: bool = False,
 ) -> GPT:
     """Reads a model that computes in `dtype` (default: the dtype its embeddings were stored in).
 
-    With `inference`, linear weights are cast to `dtype` once instead of at every use, which trades the float32 master
-    weights for speed. Raises `ValueError` naming the file and what is wrong with it.
+    Raises `ValueError` naming the file and what is wrong with it.
     """
     config = load_config(directory)
     path = Path(directory) / WEIGHTS_FILE
@@ -111,11 +109,6 @@ def load_model(
     if unexpected:
         raise ValueError(f"{path} holds a tensor {unexpected[0]} that {CONFIG_FILE} has no place for")
     model.load_state_dict(state)
-    if inference:
-        for module in model.modules():
-            if isinstance(module, Linear):
-                module.weight.data = module.weight.data.to(model.compute_dtype)
-        model.requires_grad_(False)
     return model.to(device)
 
 

@@ -44,7 +44,7 @@ class GPTConfig:
     softcap: float = 15.0
     """Logits are softcap * tanh(logits / softcap)."""
     norm_eps: float | None = None
-    """RMSNorm epsilon; None takes torch's default, the machine epsilon of the compute dtype."""
+    """RMSNorm epsilon; None is the machine epsilon of float32, which torch adds in every dtype."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nanochat_model import accounting
 from nanochat_model.activations import relu_squared, rms_norm
-from nanochat_model.attention import apply_rotary, cached_attention, causal_attention, rotary_table
+from nanochat_model.attention import apply_rotary, causal_attention, rotary_table
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_model.loss import IGNORED, softcap_logits, summed_loss, token_losses
 from nanochat_model.protocols import KVCacheLike
@@ -33,6 +33,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) in `dtype`; modules that take this one's place restore it."""
+        return self.weight.to(dtype)
+
 
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer_idx: int) -> None:
@@ -47,38 +51,38 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
         if config.has_value_embedding(layer_idx):
             self.ve_gate = Linear(VALUE_GATE_CHANNELS, config.n_kv_head)
+        self.c_qkv: nn.Module | None = None
+        """One product in place of the separate ones; `prepare_for_inference` sets it and deletes them."""
+
+    def qkv_weight(self, dtype: torch.dtype) -> Tensor:
+        """Rows for queries, keys, values and, where there is one, the value gate, which reads the first channels only."""
+        rows = [linear.weight.to(dtype) for linear in (self.c_q, self.c_k, self.c_v)]
+        if self.config.has_value_embedding(self.layer_idx):
+            gate = self.ve_gate.weight.to(dtype)
+            rows.append(F.pad(gate, (0, self.config.n_embd - VALUE_GATE_CHANNELS)))
+        return torch.cat(rows)
 
     def forward(
-        self,
-        x: Tensor,
-        value_embedding: Tensor | None,
-        cos: Tensor,
-        sin: Tensor,
-        positions: Tensor | None,
-        kv_cache: KVCacheLike | None,
+        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCacheLike | None
     ) -> Tensor:
-        """x (B, T, C), value_embedding (B, T, K D), cos and sin (., T, 1, D / 2), positions (B, T) -> (B, T, C)."""
+        """x (B, T, C), value_embedding (B, T, K D), cos and sin (., T, 1, D / 2) -> (B, T, C)."""
         B, T, _ = x.shape
         config = self.config
-        q = self.c_q(x).view(B, T, config.n_head, config.head_dim)
-        k = self.c_k(x).view(B, T, config.n_kv_head, config.head_dim)
-        v = self.c_v(x).view(B, T, config.n_kv_head, config.head_dim)
+        H, K, D = config.n_head, config.n_kv_head, config.head_dim
+        qkv = F.linear(x, self.qkv_weight(x.dtype)) if self.c_qkv is None else self.c_qkv(x)
+        qk = qkv[..., : (H + K) * D].view(B, T, H + K, D)
+        v = qkv[..., (H + K) * D : (H + 2 * K) * D].view(B, T, K, D)
         if value_embedding is not None:
-            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))
+            gate = 3 * torch.sigmoid(qkv[..., (H + 2 * K) * D :])
             v = v + gate[..., None] * value_embedding.view_as(v)
-        q, k = (rms_norm(apply_rotary(part, cos, sin), config.norm_eps) for part in (q, k))
-        scale = config.qk_scale**2
+        qk = rms_norm(apply_rotary(qk, cos, sin), config.norm_eps)
+        q, k = qk[:, :, :H], qk[:, :, H:]
+        scale = config.qk_scale**2 / math.sqrt(D)
         if kv_cache is None:
             y = causal_attention(q, k, v, window=self.window, scale=scale)
         else:
-            assert positions is not None
-            k_cache, v_cache = kv_cache.get_layer_cache(self.layer_idx)
-            rows = torch.arange(B, device=x.device)[:, None]
-            k_cache[rows, positions] = k.to(k_cache.dtype)
-            v_cache[rows, positions] = v.to(v_cache.dtype)
-            k, v = k_cache.to(q.dtype), v_cache.to(q.dtype)
-            y = cached_attention(q, k, v, positions, window=self.window, scale=scale)
-        projected: Tensor = self.c_proj(y.reshape(B, T, config.n_embd))
+            y = kv_cache.attend(self.layer_idx, q, k, v, window=self.window, scale=scale)
+        projected: Tensor = self.c_proj(y.reshape(B, T, H * D))
         return projected
 
 
@@ -107,10 +111,9 @@ class Block(nn.Module):
         value_embedding: Tensor | None,
         cos: Tensor,
         sin: Tensor,
-        positions: Tensor | None,
         kv_cache: KVCacheLike | None,
     ) -> Tensor:
-        x = x + self.attn(rms_norm(x, self.eps), value_embedding, cos, sin, positions, kv_cache)
+        x = x + self.attn(rms_norm(x, self.eps), value_embedding, cos, sin, kv_cache)
         y: Tensor = x + self.mlp(rms_norm(x, self.eps))
         return y
 
@@ -119,7 +122,7 @@ class GPT(nn.Module):
     """A decoder-only transformer.
 
     Linear weights and scalars are float32; the embeddings are stored in `compute_dtype`, which is also the dtype of all
-    activations. Logits and losses are float32. No autocast is used.
+    activations. Logits and losses are float32. No autocast is used. For decoding, see `prepare_for_inference`.
     """
 
     cos: Tensor
@@ -230,75 +233,69 @@ class GPT(nn.Module):
         )
 
     def forward(self, token_ids: Tensor, *, kv_cache: KVCacheLike | None = None) -> Tensor:
-        """token_ids (B, T) -> logits (B, T, V) float32; (B, 1, V) where the cache sets `logits_at`."""
+        """token_ids (B, T) -> logits (B, T, V) float32; (B, M, V) where the cache sets `logits_at` (B, M)."""
         x = self._hidden(token_ids, kv_cache)
         if kv_cache is not None and kv_cache.logits_at is not None:
-            rows = torch.arange(x.size(0), device=x.device)
-            x = x[rows, kv_cache.logits_at][:, None]
-        return softcap_logits(F.linear(x, self._unembedding(x.dtype)), self.config.softcap)
+            x = torch.take_along_dim(x, kv_cache.logits_at[..., None], dim=1)
+        return softcap_logits(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
 
     def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
         """Cross-entropy in nats of targets (B, T) given token_ids (B, T); targets of -1 are ignored.
 
-        `none` gives (B, T) with 0 at ignored targets. `mean` is over supervised targets, and 0 where there is none.
+        `none` gives (B, T) with 0 at ignored targets. `mean` is over target tokens, and 0 where there is none.
         """
         hidden = self._hidden(token_ids, None).flatten(0, 1)
         flat = targets.flatten()
-        weight = self._unembedding(hidden.dtype)
+        weight = self.lm_head.dense(hidden.dtype)[: self.config.vocab_size]
         if reduction == "none":
             return token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
         total = summed_loss(hidden, weight, flat, self.config.softcap)
         return total if reduction == "sum" else total / (flat != IGNORED).sum().clamp(min=1)
 
-    def _unembedding(self, dtype: torch.dtype) -> Tensor:
-        return self.lm_head.weight[: self.config.vocab_size].to(dtype)
-
     def _embed(self, token_ids: Tensor) -> Tensor:
         return rms_norm(self.wte(token_ids).to(self.compute_dtype), self.config.norm_eps)
 
     def _hidden(self, token_ids: Tensor, kv_cache: KVCacheLike | None) -> Tensor:
-        """The last normalised residual stream (B, T, C)."""
+        """The last normalised residual stream (B, T, C). The only place that writes down the order of layers."""
         config = self.config
-        B, T = token_ids.shape
-        positions = None
+        x = self._embed(token_ids)
         if kv_cache is None:
+            T = token_ids.size(1)
             if self.cos.size(0) < T:
                 raise ValueError(f"a sequence of {T} tokens is longer than the {self.cos.size(0)} that positions reach")
             cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
+            x_before = F.pad(x[:, :-1], (0, 0, 1, 0)) if config.smear else x
         else:
-            positions = kv_cache.lengths[:, None] + torch.arange(T, device=token_ids.device)
-            kv_cache.token_ids[torch.arange(B, device=token_ids.device)[:, None], positions] = token_ids
+            positions, previous_ids = kv_cache.extend(token_ids)
             cos, sin = self.cos[positions, None], self.sin[positions, None]
-        cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
-
-        x = self._embed(token_ids)
+            x_before = (
+                self._embed(previous_ids.clamp(min=0)) * (previous_ids >= 0)[..., None] if config.smear else x
+            )
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         if config.smear:
-            x = self._smear(x, positions, kv_cache)
+            gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))
+            x = x + self._scalar(self.smear_lambda, x) * gate * x_before
         x0 = x
         x_mid = x
         for i, block in enumerate(self.blocks):
             if config.residual_scalars:
-                x = self.resid_lambdas[i].to(x.dtype) * x + self.x0_lambdas[i].to(x.dtype) * x0
+                x = self._scalar(self.resid_lambdas[i], x) * x + self._scalar(self.x0_lambdas[i], x) * x0
             value_embedding = (
                 self.value_embeds[str(i)](token_ids).to(x.dtype) if config.has_value_embedding(i) else None
             )
-            x = block(x, value_embedding, cos, sin, positions, kv_cache)
+            x = block(x, value_embedding, cos, sin, kv_cache)
             if i == config.n_layer // 2:
                 x_mid = x
         if config.backout:
-            x = x - self.backout_lambda.to(x.dtype) * x_mid
+            x = x - self._scalar(self.backout_lambda, x) * x_mid
         if kv_cache is not None:
-            kv_cache.advance(T)
+            kv_cache.advance(token_ids.size(1))
         return rms_norm(x, config.norm_eps)
 
-    def _smear(self, x: Tensor, positions: Tensor | None, kv_cache: KVCacheLike | None) -> Tensor:
-        """x_t + lambda * sigmoid(gate(x_t)) * x_{t-1}; the token before a chunk is looked up in the cache by its id."""
-        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))
-        if kv_cache is None or positions is None:
-            return torch.cat((x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]), dim=1)
-        first = positions[:, :1]
-        before = self._embed(kv_cache.token_ids.gather(1, (first - 1).clamp(min=0))) * (first > 0)[..., None]
-        return x + gate * torch.cat((before, x[:, :-1]), dim=1)
+    @staticmethod
+    def _scalar(value: Tensor | float, x: Tensor) -> Tensor | float:
+        """A learned scalar in the activations' dtype; a number where it is frozen."""
+        return value.to(x.dtype) if isinstance(value, Tensor) else value
 
     # Accounting, so that a trainer, a planner and a server need not know the architecture.
 
@@ -312,12 +309,16 @@ class GPT(nn.Module):
 
     def flops_per_token(self, num_tokens: int | None = None) -> int:
         """Training FLOPs (forward and backward) per token at sequences of `num_tokens`, default the training length."""
-        return accounting.flops_per_token(self, num_tokens or self.config.sequence_len)
+        return accounting.flops_per_token(self.config, num_tokens or self.config.sequence_len)
 
     def decode_flops(self, context: int) -> int:
         """FLOPs to decode one token after `context` tokens."""
-        return accounting.decode_flops(self, context)
+        return accounting.decode_flops(self.config, context)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that every decoding step reads whole."""
+        return accounting.weight_bytes(self)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values a token occupies in a cache."""
-        return accounting.kv_bytes_per_token(self)
+        return accounting.kv_bytes_per_token(self.kv_spec)

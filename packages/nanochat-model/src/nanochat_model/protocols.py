@@ -8,23 +8,26 @@ from torch import Tensor
 
 
 class KVCacheLike(Protocol):
-    """Keys, values and token ids of the tokens already seen, one row per sequence.
+    """The keys and values of the tokens already seen; it owns their positions, storage and attention.
 
-    B rows, S slots, K KV heads, D head dim. Slot s of a row holds its token s. The model writes keys, values and token
-    ids of a chunk at slots `lengths[b] + t` in place, so S must leave room for the whole chunk, padding included.
+    B rows, T tokens being added to each, H query heads, K KV heads, D head dim. How rows and tokens map to sequences is the
+    cache's secret: everything the model does besides `attend` is done to each token by itself.
     """
 
-    lengths: Tensor
-    """(B,) int64, tokens already stored per row."""
-    token_ids: Tensor
-    """(B, S) int64."""
     logits_at: Tensor | None
-    """(B,) int64: give logits (B, 1, V) at that index of the chunk only; None: at all positions."""
+    """(B, M) int64: give logits (B, M, V) at those indices of the chunk; None: at all positions."""
 
-    def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Views (B, S, K, D) of keys and values, written in place."""
+    def extend(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk (B, T) is being added: the position of each token and the id before it, -1 at a start; both (B, T)."""
+        ...
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+        """Stores k, v (B, T, K, D) and returns the attention (B, T, H, D) of q (B, T, H, D) over all each token may see.
+
+        A key at position s is seen by a query at position p when 0 <= p - s <= window. Scores are q . k * scale.
+        """
         ...
 
     def advance(self, num_tokens: int) -> None:
-        """Called once, after the last layer has written its chunk of `num_tokens`."""
+        """Called once, after the last layer has succeeded; until then a repeated call starts at the same positions."""
         ...
