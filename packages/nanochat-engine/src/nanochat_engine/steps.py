@@ -6,9 +6,11 @@ captured as graphs before the first request. What does not work stays eager, wit
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -93,14 +95,13 @@ def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor
     """A step compiled for one shape: weights frozen into it, product kernels measured, no guards on the way."""
     from torch._inductor import config
 
-    step = torch.compile(
-        _decode(model), dynamic=False, options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    )
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    step = torch.compile(_decode(model), dynamic=False, options=options)
     keys, values = cache.keys, cache.values
     example = _example(cache, num_rows)
     chosen = config.patch(
         freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP,ATEN", autotune_num_choices_displayed=0
-    )
+    ,**({"cpp_wrapper":True} if "CW" in __import__("os").environ else {}))
     with chosen, torch.inference_mode():
         step(*example, keys, values, cache.seq_len)
 
@@ -134,6 +135,7 @@ def _capture(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor
     return call
 
 
+_numbers = itertools.count()
 _pools: list[object] = []
 
 
@@ -145,7 +147,7 @@ def _graph_pool() -> object:
 
 
 def _decode(model: CausalLM) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The step itself; a function of its own for each bucket, so that torch keeps their code apart."""
+    """The step itself; each time a function with code of its own, by which torch keeps compiled code apart."""
 
     def decode(inputs: Tensor, settings: Tensor, keys: Tensor, values: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
         token_ids, rows, positions, previous_ids = inputs.unbind()
@@ -155,7 +157,8 @@ def _decode(model: CausalLM) -> Callable[..., tuple[Tensor, Tensor]]:
         logits = model(token_ids[None], kv_cache=view)[0]
         return choose_by(logits, settings, NUM_CANDIDATES), logits
 
-    return decode
+    code = decode.__code__.replace(co_name=f"decode_{next(_numbers)}")
+    return FunctionType(code, decode.__globals__, code.co_name, None, decode.__closure__)
 
 
 def _example(cache: KVCache, num_rows: int) -> tuple[Tensor, Tensor]:
