@@ -47,7 +47,7 @@ async def leave_at_some_point(client: TestClient, chance: random.Random) -> None
     del reader
 
 
-@pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_clients_that_leave_leave_nothing_behind(num_clients, serve):
     backend = Dawdling()
 
@@ -56,9 +56,8 @@ def test_clients_that_leave_leave_nothing_behind(num_clients, serve):
 
     async def fifty_leave() -> None:
         await asyncio.gather(*(leave_at_some_point(served.client, chance) for _ in range(50)))
-        async with asyncio.timeout(20):
-            while backend.num_running or served.app[GATE]._places or len(asyncio.all_tasks()) > 3:
-                await asyncio.sleep(0.02)
+        while backend.num_running or served.app[GATE]._places or len(asyncio.all_tasks()) > 3:
+            await asyncio.sleep(0.02)
 
     for _ in range(num_clients // 50):
         served.run(fifty_leave())
@@ -120,7 +119,7 @@ def test_noise_gets_an_answer_or_a_named_error(served, path, data):
     answers_or_names_the_field(served, path, data)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(CHATS), RAW)
 def test_ten_thousand_times_noise(served, path, data):
