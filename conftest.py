@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch reads it: workers share the processors, they don't each take all
+# Before torch reads it: workers share the processors, they don't each take all, and threads that wait let others run.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LEFT_OUT = ("slow", "browser", "soak")

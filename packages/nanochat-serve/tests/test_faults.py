@@ -32,19 +32,25 @@ class Dawdling(ScriptedBackend):
 
 
 async def leave_at_some_point(client: TestClient, chance: random.Random) -> None:
-    """One request whose client is gone after a random time, on a connection of its own."""
+    """One request whose client is gone before the answer or after some of its lines, on a connection of its own."""
     reader, writer = await asyncio.open_connection(client.host, client.port)
     body = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "stream": chance.random() < 0.5}
     data = json.dumps(body | {"n": chance.choice([1, 1, 3])}).encode()
-    head = f"POST {chance.choice(CHATS)} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-    whole = head + data
-    writer.write(whole if chance.random() < 0.9 else whole[: chance.randrange(len(whole))])
-    await asyncio.sleep(chance.random() * 0.06)
+    head = (
+        f"POST {chance.choice(CHATS)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    whole = head.encode() + data
+    if chance.random() < 0.7:
+        writer.write(whole)
+        for _ in range(chance.randrange(1, 20)):
+            await reader.readline()
+    else:
+        writer.write(whole if chance.random() < 0.7 else whole[: chance.randrange(len(whole))])
+        await asyncio.sleep(chance.random() * 0.02)
     if chance.random() < 0.5:
         writer.transport.abort()
     else:
         writer.close()
-    del reader
 
 
 @pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.soak)])

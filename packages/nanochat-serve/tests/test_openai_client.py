@@ -10,7 +10,6 @@ from aiohttp.test_utils import TestServer
 from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
 from nanochat_serve.testing import ScriptedBackend
 
-
 ASKED = [{"role": "user", "content": "one two"}]
 
 
