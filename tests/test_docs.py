@@ -112,9 +112,7 @@ def test_commands_and_programs_do_what_the_page_says(page, folder):
     commands = [["bash", "-euo", "pipefail", "-c", text] for text in ["".join(blocks(page, "sh"))] if text]
     commands += [[sys.executable, "-c", text] for text in blocks(page, "python")]
     for command in commands:
-        done = subprocess.run(
-            command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=1200, check=False
-        )
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -122,7 +120,7 @@ def test_commands_and_programs_do_what_the_page_says(page, folder):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh in-clone")], ids=name_of)
 def test_commands_of_a_clone(page):
     for text in blocks(page, "sh in-clone"):
-        subprocess.run([sys.executable, *shlex.split(text)[1:]], cwd=ROOT, check=True, timeout=600)
+        subprocess.run([sys.executable, *shlex.split(text)[1:]], cwd=ROOT, check=True)
 
 
 def test_the_sizing_table_is_what_the_recipe_and_the_model_say():

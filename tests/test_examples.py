@@ -1,9 +1,9 @@
 """The examples run as a stranger runs them, with nothing of ours importable but what they say they need."""
 
 import json
+import re
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.request
 from pathlib import Path
@@ -40,9 +40,7 @@ def command(example: str, file: str, *arguments: str) -> list[str]:
 
 
 def run(example: str, file: str, *arguments: str) -> str:
-    done = subprocess.run(
-        command(example, file, *arguments), capture_output=True, encoding="utf-8", timeout=1200, check=False
-    )
+    done = subprocess.run(command(example, file, *arguments), capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,24 +70,21 @@ def test_another_tokenizer_swapped_in():
 
 @pytest.mark.slow
 def test_a_model_of_one_s_own_is_served():
-    process = subprocess.Popen(command("serve-own-model", "server.py", "18473"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command("serve-own-model", "server.py", "0"), stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout is not None
+        [url] = re.findall(r"http://\S+", process.stdout.readline())
         body = {"messages": [{"role": "user", "content": "I had a dream"}]}
         request = urllib.request.Request(
-            "http://127.0.0.1:18473/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        for _ in range(300):
-            try:
-                lines = urllib.request.urlopen(request, timeout=30).read().decode().splitlines()
-                break
-            except OSError:
-                time.sleep(0.2)
+        lines = urllib.request.urlopen(request).read().decode().splitlines()
         events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
         assert "".join(event.get("token", "") for event in events) == "What does that dream suggest to you?"
         assert events[-1] == {"done": True}
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait()
 
 
 @pytest.mark.slow

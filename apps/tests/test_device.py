@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from nanochat_apps import chat_cli, device
+from nanochat_apps.cli import UsageError
 
 UNTUNED = {name: value for name, value in os.environ.items() if name not in device.TUNING}
 PROGRAM = """
@@ -50,3 +52,15 @@ def test_a_program_that_calls_ours_goes_on(monkeypatch, capsys):
         chat_cli.main()
     assert ended.value.code == 0
     assert "chat-cli" in capsys.readouterr().out
+
+
+def test_the_default_dtype_can_be_set(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    assert device.choose_dtype(cpu) == (torch.bfloat16 if device.has_fast_bf16(cpu) else torch.float32)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        monkeypatch.setenv("NANOCHAT_DTYPE", name)
+        assert (device.choose_dtype(cpu), device.choose_dtype(cpu, "float16")) == (dtype, torch.float16)
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
+    with pytest.raises(UsageError, match="NANOCHAT_DTYPE=bf16: unknown dtype; choose from float32, bfloat16, float16"):
+        device.choose_dtype(cpu)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,6 @@ FLAGS = [
     *("--device-batch-size", "2", "--total-batch-size", "512", "--eval-every", "5", "--eval-tokens", "4000"),
     *("--device-type", "cpu", "--dtype", "float32", "--compile", "off", "--sample-every", "0"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 def metrics(base: Path, tag: str) -> list[dict]:
@@ -54,13 +46,12 @@ def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
     program = ["-m", "nanochat_apps.base_train"]
     train(*flags, "--num-iterations", "12", "--model-tag", "alone")
 
-    port = free_port()
     agents = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node)),
-                *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
-                *("--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"),
+                *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test", "--local-addr", "127.0.0.1"),
+                *("--rdzv-conf", "store_type=file", "--rdzv-endpoint", str(base / "rendezvous")),
                 *(*program, *flags, "--num-iterations", "12", "--model-tag", "together", "--save-every", "6"),
             ],
             env=environment,
@@ -69,7 +60,7 @@ def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
         )
         for node in (0, 1)
     ]
-    errors = [agent.communicate(timeout=240)[1] for agent in agents]
+    errors = [agent.communicate()[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert sum("step 12/12" in error for error in errors) == 1, "only the first rank talks"
 

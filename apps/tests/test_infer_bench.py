@@ -7,7 +7,7 @@ import pytest
 from nanochat_apps import infer_bench
 from nanochat_apps.testing import save_tiny_checkpoint
 
-SMALL = {"prompt_tokens": 8, "max_tokens": 6, "prefill_tokens": 32, "device_type": "cpu"}
+SMALL = {"prompt_tokens": 8, "max_tokens": 6, "prefill_tokens": 32, "device_type": "cpu", "dtype": "float32"}
 
 
 def report(capsys: pytest.CaptureFixture[str], **settings: object) -> dict[str, object]:

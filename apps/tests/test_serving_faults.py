@@ -29,7 +29,7 @@ def serve(
     async def session() -> Any:
         backend = make()
         async with TestClient(TestServer(create_app(backend, ServerSettings(**{**LIMITS, **limits})))) as client:
-            return await asyncio.wait_for(use(client, backend), 600)
+            return await use(client, backend)
 
     return asyncio.run(session())
 
@@ -43,21 +43,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("d2"))
 
 
-@pytest.mark.parametrize("num_clients", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_clients", [40, pytest.param(1000, marks=pytest.mark.soak)])
 def test_clients_that_leave_leave_no_row(checkpoint: Path, num_clients: int) -> None:
     async def use(client: TestClient, backend: EngineBackend) -> Any:
         chance = random.Random(1)
 
         async def leave() -> bool:
-            asked = body(stream=chance.random() < 0.5, n=chance.choice([1, 1, 3]), max_tokens=100, temperature=2)
-
-            async def read() -> None:
-                async with client.post(chance.choice(CHATS), json=asked) as response:
-                    async for _ in response.content:
-                        pass
-
-            try:
-                await asyncio.wait_for(read(), chance.random() * 0.3)
+            asked = body(n=chance.choice([1, 1, 3]), max_tokens=100, temperature=2)
+            if chance.random() < 0.5:  # after so many lines of a stream
+                async with client.post(chance.choice(CHATS), json=asked | {"stream": True}) as response:
+                    for _ in range(chance.randrange(20)):
+                        if not await response.content.readline():
+                            return False
+                return True
+            try:  # at some time in the queue, before or within an answer
+                async with asyncio.timeout(chance.random() * 0.3):
+                    await (await client.post(chance.choice(CHATS[1:]), json=asked)).read()
             except (TimeoutError, ClientError):
                 return True
             return False
@@ -65,9 +66,8 @@ def test_clients_that_leave_leave_no_row(checkpoint: Path, num_clients: int) -> 
         left = 0
         for _ in range(0, num_clients, 20):
             left += sum(await asyncio.gather(*(leave() for _ in range(20))))
-        async with asyncio.timeout(30):
-            while backend.status().num_running or backend.status().num_waiting:
-                await asyncio.sleep(0.02)
+        while backend.status().num_running or backend.status().num_waiting:
+            await asyncio.sleep(0.02)
         return left, (await client.post(CHATS[1], json=body(max_tokens=3))).status
 
     left, status = serve(lambda: create_backend(checkpoint, max_rows=8), use)
@@ -85,7 +85,7 @@ def test_a_tool_that_hangs_costs_its_own_answer_and_time_only() -> None:
         return script[len(said)] if len(said) < len(script) else ids["assistant_end"]
 
     def hang(expression: str) -> str:
-        release.wait(60)
+        release.wait()
         return "1"
 
     def make() -> EngineBackend:

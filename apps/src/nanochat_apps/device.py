@@ -68,11 +68,16 @@ def choose_device(name: DeviceType) -> torch.device:
 
 
 def choose_dtype(device: torch.device, name: DtypeName | None = None) -> torch.dtype:
-    """The dtype asked for; by default bfloat16 where the device computes it fast, else float32."""
+    """The dtype asked for, else that of NANOCHAT_DTYPE; by default bfloat16 where the device computes it fast, else float32."""
     import torch
 
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name is not None:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        return named[name]
+    if default := os.environ.get("NANOCHAT_DTYPE"):
+        if default not in named:
+            raise UsageError(f"NANOCHAT_DTYPE={default}: unknown dtype; choose from {', '.join(named)}")
+        return named[default]
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 

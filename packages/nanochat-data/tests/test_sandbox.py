@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ from nanochat_data.tasks import sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
 QUICK = sandbox.Limits(seconds=2.0)
+AMPLE = sandbox.Limits(seconds=120.0)
+"""For programs that end by themselves, however busy the machine is."""
 KERNEL = all(sandbox.protection().values())
 
 GOOD = {
@@ -161,9 +162,17 @@ FORGERIES = {
 TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 6\ncheck(twice)"
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-def test_tests_cannot_be_fooled(name):
-    assert not sandbox.run_tests(FORGERIES[name], TESTS, QUICK).passed
+def outcomes(programs: dict[str, str], limits: sandbox.Limits) -> dict[str, str]:
+    return {name: sandbox.run(program, limits).outcome for name, program in programs.items()}
+
+
+def but_for(expected: set[str], got: dict[str, str]) -> dict[str, str]:
+    return {name: outcome for name, outcome in got.items() if outcome not in expected}
+
+
+def test_tests_cannot_be_fooled():
+    fooled = [name for name, program in FORGERIES.items() if sandbox.run_tests(program, TESTS, QUICK).passed]
+    assert not fooled
 
 
 def test_tests_get_copies_of_arguments_results_and_errors():
@@ -190,64 +199,57 @@ except ZeroDivisionError as error:
 else:
     assert False
 """
-    assert sandbox.run_tests(program, tests) == sandbox.Result(outcome="passed")
+    assert sandbox.run_tests(program, tests, AMPLE) == sandbox.Result(outcome="passed")
 
 
 def test_a_program_that_cannot_start_says_why():
-    assert "SyntaxError" in sandbox.run_tests("def f(:", TESTS).error
-    assert "NameError" in sandbox.run_tests("x = y", TESTS).error
-    assert "AssertionError" in sandbox.run_tests("def twice(x): return 3", TESTS).error
+    assert "SyntaxError" in sandbox.run_tests("def f(:", TESTS, AMPLE).error
+    assert "NameError" in sandbox.run_tests("x = y", TESTS, AMPLE).error
+    assert "AssertionError" in sandbox.run_tests("def twice(x): return 3", TESTS, AMPLE).error
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_right_programs_pass(name):
-    result = sandbox.run(GOOD[name])
-    assert result.passed, result
+def test_right_programs_pass():
+    assert not but_for({"passed"}, outcomes(GOOD, AMPLE))
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_and_dishonest_programs_fail(name):
-    assert sandbox.run(WRONG[name], QUICK).outcome in ("failed", "timed out")
+def test_wrong_and_dishonest_programs_fail():
+    assert not but_for({"failed", "timed out"}, outcomes(WRONG, QUICK))
 
 
-@pytest.mark.parametrize("name", ENDLESS)
-def test_endless_programs_are_stopped(name):
-    start = time.monotonic()
-    assert sandbox.run(ENDLESS[name], sandbox.Limits(seconds=0.7)).outcome in ("timed out", "failed")
-    assert time.monotonic() - start < 10
+def test_endless_programs_are_stopped():
+    assert not but_for({"failed", "timed out"}, outcomes(ENDLESS, sandbox.Limits(seconds=0.7)))
 
 
-@pytest.mark.parametrize("name", GREEDY)
-def test_greedy_programs_are_held(name):
+def test_greedy_programs_are_held():
     limits = sandbox.Limits(seconds=2.0, memory_bytes=256 << 20)
-    assert not sandbox.run(GREEDY[name], limits).passed
+    assert not but_for({"failed", "timed out", "too much written"}, outcomes(GREEDY, limits))
 
 
 def test_many_small_files_are_too_much(tmp_path):
     program = "i = 0\nwhile True:\n    open(str(i), 'wb').write(b'x' * 10**5); i += 1"
-    limits = sandbox.Limits(seconds=10.0, folder_bytes=1 << 20)
+    limits = sandbox.Limits(seconds=120.0, folder_bytes=1 << 20)
     assert sandbox.run(program, limits).outcome == "too much written"
 
 
 @pytest.mark.skipif(not KERNEL, reason=f"the kernel enforces {sandbox.protection()}")
-@pytest.mark.parametrize("name", ESCAPES)
-def test_escapes_are_denied(name):
-    # Were it allowed, the program would end well; the sandbox must make it raise.
-    result = sandbox.run(ESCAPES[name], QUICK)
-    assert not result.passed
-    assert result.outcome == "failed", result
+def test_escapes_are_denied():
+    """Were it allowed, the program would end well; the sandbox must make it raise."""
+    assert not but_for({"failed"}, outcomes(ESCAPES, AMPLE))
     assert not Path("/tmp/nanochat-escape").exists()
 
 
 def test_secrets_of_the_parent_are_not_there(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    assert sandbox.run("import os; assert 'SECRET_TOKEN' not in os.environ and 'hunter2' not in str(os.environ)").passed
+    assert sandbox.run(
+        "import os; assert 'SECRET_TOKEN' not in os.environ and 'hunter2' not in str(os.environ)", AMPLE
+    ).passed
 
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert sandbox.run(
-        f"import os; assert os.getcwd().startswith({str(tmp_path)!r}); os.makedirs('a/b'); open('a/b/c', 'w').close()"
+        f"import os; assert os.getcwd().startswith({str(tmp_path)!r}); os.makedirs('a/b'); open('a/b/c', 'w').close()",
+        AMPLE,
     ).passed
     sandbox.run("open('x', 'w').close()\nwhile True: pass", sandbox.Limits(seconds=0.3))
     assert not list(tmp_path.iterdir())

@@ -105,7 +105,7 @@ except ImportError as error:
 
 def run(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, encoding="utf-8", timeout=120, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -114,7 +114,7 @@ def run(program: str, *arguments: str) -> str:
 def install_wheel(project: Path, work: Path) -> None:
     """Builds a project's wheel and unpacks it into `work / "site"`, as an installer would."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(work / project.name)]
-    subprocess.run(command, cwd=project, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
     [wheel] = (work / project.name).glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(work / "site")

@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def run(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, encoding="utf-8", timeout=120, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

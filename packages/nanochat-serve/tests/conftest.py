@@ -1,38 +1,57 @@
-"""All tests of the server run under the event loop's watchdog; a server for those that are not asynchronous themselves."""
+"""No call of the server may block its event loop; a server for tests that are not asynchronous themselves."""
 
 import asyncio
-import gc
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from blockbuster import blockbuster_ctx
 from nanochat_serve import create_app
-from nanochat_serve.testing import ScriptedBackend, event_loop_watchdog
+from nanochat_serve.testing import ScriptedBackend
 
 
 @pytest.fixture(autouse=True)
-def loop_is_never_blocked():
-    gc.collect()
-    gc.freeze()  # what earlier tests left is not searched for garbage in the middle of this one
-    with event_loop_watchdog() as blocks:
+def no_blocking_calls() -> Iterator[None]:
+    """What sleeps, reads a file or waits for a lock within a call of the server on an event loop raises `BlockingError`."""
+    with blockbuster_ctx("nanochat_serve") as found:
+        for function in found.functions.values():  # an app is made before anyone is served
+            function.can_block_in("nanochat_serve/app.py", "create_app")
         yield
-    gc.unfreeze()
-    ours = [block for block in blocks if "playwright" not in block]  # the browser's driver has a loop of its own
-    assert not ours, ours
 
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], Coroutine[Any, Any, None]]:
-    """Waits for what must come, five seconds at most."""
+    """Waits for what must come."""
 
     async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.001)
+        while not condition():
+            await asyncio.sleep(0.001)
 
     return wait
+
+
+class Held(ScriptedBackend):
+    """Each event waits until it is let through: `gate.release()`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate = asyncio.Semaphore(0)
+
+    async def _pause(self) -> None:
+        await self.gate.acquire()
+
+    def open(self) -> None:
+        """From now on all go through."""
+        self._pause = super()._pause  # type: ignore[method-assign]
+        for _ in range(1000):
+            self.gate.release()
+
+
+@pytest.fixture
+def held() -> type[Held]:
+    return Held
 
 
 class Served:
@@ -45,7 +64,7 @@ class Served:
         self.run(self.client.start_server())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run_until_complete(asyncio.wait_for(work, 60))
+        return self._loop.run_until_complete(work)
 
     def post(self, path: str, data: bytes) -> tuple[int, bytes]:
         async def send() -> tuple[int, bytes]:

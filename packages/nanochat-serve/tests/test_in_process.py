@@ -6,6 +6,7 @@ import time
 
 import pytest
 from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, ThreadedBackend
+from nanochat_serve.in_process import MAX_EVENTS_AHEAD
 from nanochat_serve.testing import check_chat_backend
 
 REQUEST = ChatRequest(messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8)
@@ -66,15 +67,15 @@ def test_a_reader_that_leaves_frees_the_worker_and_a_slow_one_bounds_it(until):
         backend = ThreadedBackend(counted)
         stream = backend.stream(REQUEST)
         await anext(stream)
-        await asyncio.sleep(0.2)
-        ahead = len(written)
+        while (ahead := len(written)) < MAX_EVENTS_AHEAD + 2:  # one was taken, one waits for room
+            await asyncio.sleep(0.001)
         assert backend.status().num_running == 1
         await stream.aclose()
         await until(lambda: backend.status().num_running == 0)
         await backend.aclose()
         return ahead
 
-    assert asyncio.run(session()) < 100
+    assert asyncio.run(session()) == MAX_EVENTS_AHEAD + 2
 
 
 def test_the_loop_runs_on_while_the_model_works():
@@ -107,7 +108,7 @@ def test_closing_ends_running_and_waiting_answers(until):
         waiting = backend.status().num_waiting
         await backend.aclose()
         assert not [t for t in threading.enumerate() if t.name.startswith("nanochat-answer")]
-        return waiting, await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        return waiting, await asyncio.gather(*answers, return_exceptions=True)
 
     waiting, results = asyncio.run(session())
     assert waiting == 2

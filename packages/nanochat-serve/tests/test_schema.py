@@ -120,7 +120,7 @@ def test_what_the_schema_admits_is_answered(served, request_):
     answered_as_described(served, *request_)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(described())
 def test_ten_thousand_times_what_the_schema_admits(served, request_):

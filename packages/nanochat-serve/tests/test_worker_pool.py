@@ -27,11 +27,6 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "workers"
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="ends processes with signals")
 
 
-@pytest.fixture(autouse=True)
-def loop_is_never_blocked():
-    """Starting a process holds the loop up for as long as the system takes for it."""
-
-
 def request(text: str, *earlier: str) -> ChatRequest:
     """The last turn of a chat of questions, each answered by an echo."""
     messages = []
@@ -46,7 +41,7 @@ def with_pool(use: Callable[[WorkerPool], Awaitable[Any]], num_workers: int = 1,
         pool = WorkerPool("moody:make", ["cpu"] * num_workers, arguments=arguments, environment=ENVIRONMENT)
         try:
             await pool.start()
-            return await asyncio.wait_for(use(pool), 60)
+            return await use(pool)
         finally:
             await pool.aclose()
 
@@ -60,9 +55,8 @@ async def answer(pool: WorkerPool, asked: ChatRequest) -> tuple[str, int]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.02)
+    while not true():
+        await asyncio.sleep(0.02)
 
 
 def test_it_passes_the_conformance_check():
@@ -95,9 +89,8 @@ def test_a_reader_that_leaves_ends_the_answer_in_the_worker():
         assert pool.status().num_running == 1
         await stream.aclose()
         assert pool.status().num_running == 0
-        async with asyncio.timeout(10):
-            while (running := (await answer(pool, request("how many")))[0]) != "0":
-                await asyncio.sleep(0.02)
+        while (running := (await answer(pool, request("how many")))[0]) != "0":
+            await asyncio.sleep(0.02)
         return running
 
     assert with_pool(use) == "0"
@@ -242,7 +235,7 @@ def test_a_worker_that_is_killed_breaks_off_its_own_answers_on_the_wire(until):
             during = await (await client.get("/health")).json()
             return await asyncio.gather(*answers), during, await ask(client, "x")
 
-    answers, during, later = asyncio.run(asyncio.wait_for(session(), 60))
+    answers, during, later = asyncio.run(session())
     for answer in answers:
         if answer[0]["gpu"] == 0:
             assert answer[-1] == {"done": True}

@@ -133,7 +133,7 @@ def train(folder: Path, *, ranks: int, start: int = 0, stop: int = 50, resume_fr
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=200)
+        process.join()
     assert [process.exitcode for process in processes] == [0] * ranks
     reports = torch.tensor(json.loads((folder / "reports.json").read_text()), dtype=torch.float64)
     return Result(folder / "saved" / f"step_{stop:06d}", reports)

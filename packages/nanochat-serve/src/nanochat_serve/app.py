@@ -58,7 +58,7 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
     app.router.add_get("/ready", status.ready)
     app.router.add_get("/stats", status.stats)
     app.router.add_get("/metrics", status.metrics)
-    app.router.add_get("/openapi.json", schema.openapi)
+    app.router.add_get("/openapi.json", schema.openapi(settings))
     for path, (name, content_type) in PAGE_FILES.items():
         app.router.add_get(path, _page_file(name, content_type))
     return app

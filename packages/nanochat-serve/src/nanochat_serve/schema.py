@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS
 from nanochat_serve.openai import REFUSED
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.validation import MAX_STOPS, MAX_TEMPERATURE, MAX_TOKENS, MAX_TOP_K, PART_TYPES
@@ -21,9 +22,14 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 ORDER = "Begins with one system message or none; then user and assistant alternate, the user's being the last."
 
 
-async def openapi(request: web.Request) -> web.Response:
-    """Needs no key, as the page needs none."""
-    return web.json_response(openapi_schema(request.app[SETTINGS]))
+def openapi(settings: ServerSettings) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler, with the document made beforehand. It needs no key, as the page needs none."""
+    document = json.dumps(openapi_schema(settings))
+
+    async def serve(_request: web.Request) -> web.Response:
+        return web.Response(text=document, content_type="application/json")
+
+    return serve
 
 
 def openapi_schema(settings: ServerSettings) -> Schema:

@@ -1,14 +1,9 @@
-"""For whoever swaps the backend: a scripted one, the checks that a backend must pass, and a watchdog for event loops."""
+"""For whoever swaps the backend: a scripted one, and the checks that a backend must pass."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 
 from nanochat_serve.protocols import (
     BackendStatus,
@@ -41,7 +36,7 @@ class ScriptedBackend:
         completed = False
         try:
             for event in self.events if self.events is not None else self._echo(request):
-                await asyncio.sleep(self.pause_s)
+                await self._pause()
                 if isinstance(event, Exception):
                     raise event
                 completed = isinstance(event, Finished)
@@ -49,6 +44,9 @@ class ScriptedBackend:
         finally:
             self.num_running -= 1
             self.num_cancelled += int(not completed)
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self.pause_s)
 
     def _echo(self, request: ChatRequest) -> list[ChatEvent]:
         text = request.messages[-1]["content"] if request.prompt is None else request.prompt
@@ -83,59 +81,3 @@ async def check_chat_backend(backend: ChatBackend) -> None:
 
 async def _collect(backend: ChatBackend, request: ChatRequest) -> list[ChatEvent]:
     return [event async for event in backend.stream(request)]
-
-
-@contextmanager
-def event_loop_watchdog(limit_s: float = 0.05) -> Iterator[list[str]]:
-    """Meanwhile collects what held an event loop up for longer than the limit, whether it computed or waited.
-
-    Time for which the system gave the processor to others does not count, so that a busy machine raises no alarm, nor does
-    Python's collection of garbage, which takes as long as the whole program has objects. A loop that waits is only noticed
-    in a program of one thread: else it may have waited for its turn to run Python.
-    """
-    blocks: list[str] = []
-    run = asyncio.Handle._run
-    collecting = threading.local()
-
-    def on_garbage(phase: str, _: object) -> None:
-        now_s = time.thread_time()
-        if phase == "start":
-            collecting.since_s = now_s
-        elif hasattr(collecting, "since_s"):
-            collecting.total_s = getattr(collecting, "total_s", 0.0) + now_s - collecting.since_s
-
-    def computed() -> float:
-        return time.thread_time() - float(getattr(collecting, "total_s", 0.0))
-
-    def watched(handle: asyncio.Handle) -> None:
-        wall, before_s, waits = time.perf_counter(), computed(), _num_waits()
-        run(handle)
-        wall_s, computed_s = time.perf_counter() - wall, computed() - before_s
-        waited = wall_s - computed_s > limit_s and _num_waits() > waits and threading.active_count() == 1
-        if computed_s > limit_s or waited:
-            blocks.append(f"{_name(handle)} computed for {computed_s:.3f} s of {wall_s:.3f} s")
-
-    asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
-    gc.callbacks.append(on_garbage)
-    try:
-        yield blocks
-    finally:
-        gc.callbacks.remove(on_garbage)
-        asyncio.Handle._run = run  # type: ignore[method-assign]
-
-
-def _name(handle: asyncio.Handle) -> str:
-    """The handle, and whose step it is if it is a task's, which asyncio's own words for it leave out."""
-    task = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-    if not isinstance(task, asyncio.Task):
-        return repr(handle)
-    return f"{handle!r} of {getattr(task.get_coro(), '__qualname__', task)}"
-
-
-def _num_waits() -> int:
-    """How often this thread has given the processor up by itself; unknown outside of Linux."""
-    if sys.platform != "linux":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
