@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def joined(device_type: devices.DeviceType) -> Iterator[tuple[World, torch.device]]:
-    """This rank's place and device: NCCL on CUDA (a device a rank), Gloo elsewhere; one process without torchrun."""
+    """This rank's place and device: NCCL on CUDA (a device a rank), Gloo elsewhere; one process without torchrun.
+
+    Afterwards the process group and its threads are gone.
+    """
     import torch
     import torch.distributed as dist
     from nanochat_train import World
@@ -28,6 +32,10 @@ def joined(device_type: devices.DeviceType) -> Iterator[tuple[World, torch.devic
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    # Its functions have the default group as a default argument, bound at import. Imported later, as torch.compile does, they
+    # would keep the group alive after `destroy_process_group`, and its threads with it: one that releases a tensor while
+    # the interpreter finalizes asks for the GIL, is unwound through noexcept frames, and the process aborts.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World.current(), device

@@ -80,9 +80,9 @@ class TrainingRun:
         self._saved_step: int | None = self.loop.step if self.loop.step else None
         self._sink = Sinks([])
         if self.loop.world.is_main:
-            metrics = JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step)
-            console = console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)
-            self._sink = Sinks([metrics, console, *self.more_sinks()])
+            metrics = [JsonlSink(self.root / "metrics.jsonl", resume_step=self.loop.step), *self.more_sinks()]
+            # The console last: it has a thread, which ends only where the run goes on to close it.
+            self._sink = Sinks([*metrics, console_sink(sys.stderr, title=self.stage, total_steps=self.total_steps)])
         self.loop.note = lambda text: self._sink.note(f"{self.stage}: {text}")
         try:
             if self.evaluate_first and self.loop.step == 0:

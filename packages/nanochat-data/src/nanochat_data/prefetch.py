@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from nanochat_data.rows import Batch, RowLoader
 
+Prepared = tuple[Batch, dict[str, Any], float] | None
+"""A batch with the loader's state and progress after it; None after the last one."""
+
 
 class Prefetcher:
-    """Wraps a loader; same batches, same states. Use it as a context manager or call `close`."""
+    """Wraps a loader: same batches, same states, `depth` of them ahead. Use it as a context manager or call `close`.
+
+    One that nobody closes ends with the interpreter all the same: its thread only ever prepares one of `depth` batches.
+    """
 
     def __init__(self, loader: RowLoader, *, depth: int = 4) -> None:
+        if depth < 1:
+            raise ValueError(f"depth={depth} must be at least 1")
         self._loader = loader
         self._depth = depth
-        self._state = loader.state_dict()
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._queue: queue.Queue[tuple[Batch, dict[str, Any], float] | BaseException | None] = queue.Queue(depth)
-        self._progress = float(getattr(loader, "progress", 0.0))
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: deque[Future[Prepared]] = deque()
+        self._take_state()
 
     @property
     def progress(self) -> float:
@@ -31,13 +37,16 @@ class Prefetcher:
         return self
 
     def __next__(self) -> Batch:
+        """The next batch. Raises what the loader raised, and like its end, on every later call too."""
         if self._thread is None:
-            self._start()
-        item = self._queue.get()
-        if isinstance(item, BaseException) or item is None:
-            self._queue.put(item)  # every later call ends the same way
-            raise item if item is not None else StopIteration
-        batch, self._state, self._progress = item
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        while len(self._ahead) <= self._depth:
+            self._ahead.append(self._thread.submit(self._prepare))
+        prepared = self._ahead[0].result()
+        if prepared is None:
+            raise StopIteration
+        self._ahead.popleft()
+        batch, self._state, self._progress = prepared
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,19 +56,14 @@ class Prefetcher:
         """Goes on at a saved position; batches prepared so far are dropped."""
         self.close()
         self._loader.load_state_dict(state)
-        self._state = self._loader.state_dict()
-        self._progress = float(getattr(self._loader, "progress", 0.0))
+        self._take_state()
 
     def close(self) -> None:
-        """Stops the thread. The wrapped loader is then ahead of this one's state; load a state before going on."""
+        """Ends the thread. The wrapped loader is then ahead of this one's state; load a state before going on."""
         if self._thread is not None:
-            self._stop.set()
-            while self._thread.is_alive():
-                self._drain()
-                self._thread.join(timeout=0.01)
+            self._thread.shutdown(cancel_futures=True)
             self._thread = None
-            self._stop.clear()
-            self._drain()
+            self._ahead.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -67,28 +71,13 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-        self._thread.start()
+    def _take_state(self) -> None:
+        self._state, self._progress = self._loader.state_dict(), _progress(self._loader)
 
-    def _drain(self) -> None:
-        while not self._queue.empty():
-            self._queue.get_nowait()
+    def _prepare(self) -> Prepared:
+        batch = next(self._loader, None)
+        return None if batch is None else (batch, self._loader.state_dict(), _progress(self._loader))
 
-    def _work(self) -> None:
-        try:
-            for batch in self._loader:
-                self._put((batch, self._loader.state_dict(), float(getattr(self._loader, "progress", 0.0))))
-                if self._stop.is_set():
-                    return
-            self._put(None)
-        except Exception as error:
-            self._put(error)
 
-    def _put(self, item: tuple[Batch, dict[str, Any], float] | BaseException | None) -> None:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+def _progress(loader: RowLoader) -> float:
+    return float(getattr(loader, "progress", 0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import json
 import logging
@@ -32,7 +33,7 @@ BEAT_S = 1.0
 """How often the worker says that it lives, if it has nothing else to say."""
 
 END_WITHIN_S = 10.0
-"""How long closing the backend may take once nobody listens."""
+"""How long closing the backend, and ending, may take once nobody listens."""
 
 
 class Worker:
@@ -90,7 +91,8 @@ class Worker:
 async def serve(factory: str, arguments: dict[str, Any], commands: int, out: BinaryIO) -> None:
     """Makes the backend, says so, and answers until the commands end."""
     loop, frames = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
-    threading.Thread(target=_read, args=(commands, loop, frames), daemon=True).start()
+    reader = threading.Thread(target=_read, args=(commands, loop, frames), daemon=True)
+    reader.start()
     # Its thread ends with it: numerical libraries keep threads for each that ever computed, and slow down if there are
     # more of them than processors.
     with ThreadPoolExecutor(1) as maker:
@@ -103,7 +105,14 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     except Exception as error:
         LOG.debug("the backend could not be made", exc_info=True)
         _say(out, {"failed": str(error) or type(error).__name__})
-        return
+        while await frames.get() is not None:
+            pass
+    else:
+        await _answer(backend, frames, out)
+    reader.join()
+
+
+async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
     [status] = backend.status().workers
     _say(out, {"ready": {"max_running": status.max_running}})
     worker = Worker(backend, out)
@@ -135,10 +144,9 @@ def _read(commands: int, loop: asyncio.AbstractEventLoop, frames: asyncio.Queue[
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             loop.call_soon_threadsafe(frames.put_nowait, json.loads(line))
+    faulthandler.dump_traceback_later(END_WITHIN_S, exit=True)  # without the GIL, which whatever hangs may hold
     with contextlib.suppress(RuntimeError):  # the loop has ended by itself
         loop.call_soon_threadsafe(frames.put_nowait, None)
-    threading.Event().wait(END_WITHIN_S)
-    os._exit(1)
 
 
 def main() -> None:

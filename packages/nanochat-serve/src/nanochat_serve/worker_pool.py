@@ -215,13 +215,16 @@ class _Worker:
             env=self._environment,
             limit=MAX_FRAME_BYTES,
         )
+        assert process.stdin is not None
         assert process.stdout is not None
         failure: str | None = None
         try:
             async with asyncio.timeout(None) as silence:
                 while line := await process.stdout.readline():
                     silence.reschedule(_in(SILENT_S))
-                    failure = self._take(json.loads(line)) or failure
+                    if failed := self._take(json.loads(line)):
+                        failure = failed
+                        process.stdin.close()  # it ends when that does
         except TimeoutError:
             failure = f"said nothing for {SILENT_S:g} s"
             process.kill()

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -71,7 +72,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class PlainSink:
     """A readable line every `interval_s` seconds, and after twice as long where a step or an evaluation takes longer.
 
-    For logs and pipes.
+    For logs and pipes. Its thread ends when it is closed.
     """
 
     def __init__(
@@ -200,8 +201,10 @@ class Sinks:
             sink.note(text)
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        """Closes each, whatever closing another raises."""
+        with ExitStack() as closing:
+            for sink in self._sinks:
+                closing.callback(sink.close)
 
 
 def console_sink(stream: TextIO, *, title: str, total_steps: int | None) -> MetricSink:

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 from nanochat_data.tasks import sandbox_child
 
@@ -29,6 +29,8 @@ Outcome = Literal["passed", "failed", "timed out", "too much written"]
 
 POLL_S = 0.02
 MAX_ERROR_BYTES = 4096
+PIPE_BYTES = 1 << 20
+"""No pipe of the child holds more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +92,7 @@ def run_tests(program: str, tests: str, limits: Limits | None = None) -> Result:
 
 
 class _Child:
-    """A process of `sandbox_child` in an empty folder, its input and output tended by threads; killed on leaving."""
+    """A process of `sandbox_child` in an empty folder, its pipes tended by a selector; killed on leaving."""
 
     def __init__(self, role: str, program: str, limits: Limits, *, pipes: tuple[int, ...] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True)
@@ -101,6 +103,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-X", "utf8", str(Path(sandbox_child.__file__).resolve()), self._folder.name]
             + [str(value) for value in values],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -117,13 +120,12 @@ class _Child:
         )
         # The word follows the program in the pipe, where the child leaves it until the program has ended.
         code = program.encode("utf-8", "surrogatepass")
-        message = len(code).to_bytes(8, "big") + code + self.word
-        self._readers = [
-            threading.Thread(target=_read, args=(self.process.stdout, self.echoed), daemon=True),
-            threading.Thread(target=_read, args=(self.process.stderr, self.errors), daemon=True),
-        ]
-        for thread in (*self._readers, threading.Thread(target=_write, args=(self.process, message), daemon=True)):
-            thread.start()
+        self._unsent = memoryview(len(code).to_bytes(8, "big") + code + self.word)
+        self._stdin, self._stdout, self._stderr = (
+            cast(IO[bytes], stream) for stream in (self.process.stdin, self.process.stdout, self.process.stderr)
+        )
+        for stream in (self._stdin, self._stdout, self._stderr):
+            os.set_blocking(stream.fileno(), False)
 
     def __enter__(self) -> _Child:
         return self
@@ -132,9 +134,23 @@ class _Child:
         _kill(self.process)
         self._folder.cleanup()
 
-    def join_readers(self) -> None:
-        for thread in self._readers:
-            thread.join(timeout=1.0)
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """What to do with each pipe once it is ready, until that returns False."""
+        selector.register(self._stdin, selectors.EVENT_WRITE, self._write)
+        selector.register(self._stdout, selectors.EVENT_READ, lambda: _read(self._stdout, self.echoed))
+        selector.register(self._stderr, selectors.EVENT_READ, lambda: _read(self._stderr, self.errors))
+
+    def drain(self) -> None:
+        """Takes what is still in the pipes of a process that has ended."""
+        _read(self._stdout, self.echoed)
+        _read(self._stderr, self.errors)
+
+    def _write(self) -> bool:
+        try:
+            self._unsent = self._unsent[self._stdin.write(self._unsent) or 0 :]
+        except OSError:
+            return False
+        return len(self._unsent) > 0
 
     def ended_badly(self) -> bool:
         """Whether it stopped with an error of its own; waits a moment, for it may be about to."""
@@ -144,7 +160,7 @@ class _Child:
             return False
 
     def last_error(self) -> str:
-        self.join_readers()
+        self.drain()
         lines = bytes(self.errors).decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""
 
@@ -152,36 +168,34 @@ class _Child:
 def _watch(judged: _Child, children: Sequence[_Child], limits: Limits) -> Result:
     """Waits for the one that is judged, while none of them takes more than it may."""
     deadline = time.monotonic() + limits.seconds
-    while judged.process.poll() is None:
-        if time.monotonic() > deadline:
-            return Result(outcome="timed out")
-        if any(_folder_bytes(child.folder) > limits.folder_bytes for child in children):
-            return Result(outcome="too much written")
-        time.sleep(POLL_S)
-    judged.join_readers()
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            child.register(selector)
+        while judged.process.poll() is None:
+            if time.monotonic() > deadline:
+                return Result(outcome="timed out")
+            if any(_folder_bytes(child.folder) > limits.folder_bytes for child in children):
+                return Result(outcome="too much written")
+            for key, _ in selector.select(POLL_S):
+                goes_on: Callable[[], bool] = key.data
+                if not goes_on():
+                    selector.unregister(key.fileobj)
+                    cast(IO[bytes], key.fileobj).close()
+    judged.drain()
     if any(child.process.poll() == -signal.SIGXCPU for child in children):
         return Result(outcome="timed out")
     passed = judged.process.returncode == 0 and bytes(judged.echoed) == judged.word
     return Result(outcome="passed" if passed else "failed", error="" if passed else judged.last_error())
 
 
-def _read(stream, into: bytearray) -> None:  # type: ignore[no-untyped-def]
-    """Keeps the last few kilobytes, whatever comes."""
-    try:
-        while chunk := stream.read1(65536):
-            into += chunk
-            del into[:-MAX_ERROR_BYTES]
-    except (OSError, ValueError):
-        return
-
-
-def _write(child: subprocess.Popen[bytes], message: bytes) -> None:
-    assert child.stdin is not None
-    try:
-        child.stdin.write(message)
-        child.stdin.close()
-    except (OSError, ValueError):
-        return
+def _read(stream: IO[bytes], into: bytearray) -> bool:
+    """Keeps the last few kilobytes, whatever comes; False at the end."""
+    if stream.closed:
+        return False
+    chunk = stream.read(PIPE_BYTES)  # None: nothing is there yet
+    into += chunk or b""
+    del into[:-MAX_ERROR_BYTES]
+    return chunk != b""
 
 
 def _folder_bytes(folder: Path) -> int:
