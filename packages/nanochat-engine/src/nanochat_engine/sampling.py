@@ -100,7 +100,7 @@ class SamplingParams:
         return replace(self, seed=seed)
 
 
-def _is_number(value: Any, kind: type, low: float, high: float) -> bool:
+def _is_number(value: Any, kind: Any, low: float, high: float) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
