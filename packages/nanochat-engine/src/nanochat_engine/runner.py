@@ -14,8 +14,8 @@ from torch import Tensor
 from nanochat_engine.kv_cache import CacheView, KVCache, Segment
 from nanochat_engine.protocols import CausalLM, KVSpec
 from nanochat_engine.sampling import (
-    NUM_CANDIDATES,
     Logprobs,
+    SamplingParams,
     adjust_logits,
     sample,
     settings_tensor,
@@ -24,6 +24,9 @@ from nanochat_engine.sampling import (
 )
 from nanochat_engine.scheduler import Chunk, Plan, Sampled
 from nanochat_engine.steps import FastSteps
+
+
+_GREEDY = SamplingParams(temperature=0.0)
 
 
 class Runner(Protocol):
@@ -74,22 +77,26 @@ class CachedRunner:
 
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
         """One token for each chunk by a compiled or captured step."""
-        spare = [(0, self._cache.batch_size - 1, 0, -1)] * (step.num_rows - len(chunks))
-        fed = [(chunk.token_ids[0], chunk.row, chunk.start, chunk.previous_id) for chunk in chunks]
-        draws = [chunk.draw for chunk in chunks]
-        params = [draw.params for draw in draws if draw is not None]
-        simple = len(params) == len(chunks) and all(
-            own.num_candidates == NUM_CANDIDATES and own.logprobs is None and not own.adjusts_logits for own in params
+        padding = step.num_rows - len(chunks)
+        inputs = torch.tensor(
+            [
+                [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+                [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
+                [chunk.start for chunk in chunks] + [0] * padding,
+                [chunk.previous_id for chunk in chunks] + [-1] * padding,
+            ]
         )
-        settings = torch.ones(5, step.num_rows)
-        if simple:
-            settings[:, : len(chunks)] = settings_tensor(params, [_uniform(chunk) for chunk in chunks])
+        params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
+        simple = len(params) == len(chunks) and all(own.is_simple for own in params)
+        uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
+        padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
+        settings = settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
         try:
-            tokens, logits = step(torch.tensor(fed + spare).T.contiguous(), settings)
+            tokens, logits = step(inputs, settings)
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
-        if simple and all(chunk.num_scored == 0 for chunk in chunks):
-            return [Sampled(token_id=token) for token in tokens.tolist()[: len(chunks)]]
+        if simple and not any(chunk.num_scored for chunk in chunks):
+            return [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
         return sample_chunks(chunks, logits[: len(chunks)].repeat_interleave(_num_logits(chunks, logits.device), dim=0))
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:

@@ -92,6 +92,11 @@ class SamplingParams:
             return NUM_CANDIDATES
         return 0 if self.top_k or self.top_p < 1 or self.min_p > 0 else None
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether a fast step's own sampling is all that is needed."""
+        return self.num_candidates == NUM_CANDIDATES and self.logprobs is None and not self.adjusts_logits
+
     def with_seed(self, seed: int) -> SamplingParams:
         """The same with another seed."""
         return replace(self, seed=seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 
 import torch
@@ -92,21 +92,37 @@ class FastSteps:
 
 
 def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A step compiled for one shape: weights frozen into it, product kernels measured, no guards on the way."""
-    from torch._inductor import config
+    """A step compiled for one shape: weights frozen into it, product kernels measured.
 
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    step = torch.compile(_decode(model), dynamic=False, options=options)
-    keys, values = cache.keys, cache.values
-    example = _example(cache, num_rows)
+    The graph is called as the compiler made it: Dynamo's way to it, guards and all, costs a tenth of a small model's step.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+
+    made: list[tuple[list[str], Callable[..., Sequence[Tensor]]]] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        made.append((names, compile_fx(graph, inputs)))  # type: ignore[arg-type]
+        return made[-1][1]
+
+    inputs, settings = _example(cache, num_rows)
     chosen = config.patch(
-        freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP,ATEN", autotune_num_choices_displayed=0
-    ,**({"cpp_wrapper":True} if "CW" in __import__("os").environ else {}))
+        freezing=True,
+        cpp_wrapper=True,
+        max_autotune=True,
+        max_autotune_gemm_backends="CPP,ATEN",
+        autotune_num_choices_displayed=0,
+    )
     with chosen, torch.inference_mode():
-        step(*example, keys, values, cache.seq_len)
+        step = torch.compile(_decode(model), dynamic=False, fullgraph=True, backend=keep)
+        step(inputs, settings, cache.keys, cache.values, cache.seq_len)
+    [(names, compiled)] = made
+    storage = {"l_keys_": cache.keys, "l_values_": cache.values}
 
     def call(inputs: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, logits = step(inputs, settings, keys, values, cache.seq_len)
+        given = {"l_inputs_": inputs, "l_settings_": settings, **storage}
+        tokens, logits = compiled(*[given[name] for name in names])
         return tokens, logits
 
     return call
