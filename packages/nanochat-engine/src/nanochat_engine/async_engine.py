@@ -171,7 +171,9 @@ class AsyncEngine:
         request.check_fits(self.engine.model.max_context)
         with self._lock:
             if self._closing:
-                raise RuntimeError("the engine has failed" if self._failure else "the engine is closed") from self._failure
+                raise RuntimeError(
+                    "the engine has failed" if self._failure else "the engine is closed"
+                ) from self._failure
             free = self.engine.max_rows - self.num_running
             if self._max_waiting is not None and self.num_waiting >= self._max_waiting + free:
                 raise QueueFullError(f"{self.num_waiting} requests are waiting, max_waiting={self._max_waiting}")

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
-
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.prefix_cache import RowPool
 from nanochat_engine.protocols import CausalLM, ChatRenderer, Tokenizer
@@ -97,9 +96,7 @@ class Engine:
         self.max_rows = min(max_rows, num_rows)
         self.steps = FastSteps(max_rows=self.max_rows) if compile and spec is not None else None
         self._runner: Runner = (
-            WholeRunner(model)
-            if spec is None
-            else CachedRunner(model, spec, num_rows=num_rows, steps=self.steps)
+            WholeRunner(model) if spec is None else CachedRunner(model, spec, num_rows=num_rows, steps=self.steps)
         )
         self._toolbox = Toolbox(tools, tokenizer, time_limit_s=tool_time_limit_s)
         self.scheduler = Scheduler(
@@ -161,7 +158,12 @@ class Engine:
     # Text in, text out.
 
     def complete(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, salt: str | None = "", **changes: Any
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        salt: str | None = "",
+        **changes: Any,
     ) -> list[Completion]:
         """Completions of one prompt or several, `params.n` of each, prompt by prompt; `changes` are fields of the params.
 
@@ -323,5 +325,3 @@ def _changed(params: SamplingParams | None, changes: Mapping[str, Any]) -> Sampl
 
 def _is_ids(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)
-
-

@@ -30,7 +30,9 @@ class Request:
             if type(token_id) is not int or token_id < 0:
                 raise ValueError(f"token id {token_id!r} must be a whole number from 0 on")
         if self.score_from is not None and not 1 <= self.score_from <= len(self.token_ids):
-            raise ValueError(f"score_from={self.score_from} must be from 1 to the prompt's {len(self.token_ids)} tokens")
+            raise ValueError(
+                f"score_from={self.score_from} must be from 1 to the prompt's {len(self.token_ids)} tokens"
+            )
 
     @property
     def first_scored(self) -> int:

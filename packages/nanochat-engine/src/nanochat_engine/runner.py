@@ -6,12 +6,14 @@ Shapes: N tokens of a call, M positions whose logits are wanted, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanochat_engine.kv_cache import CacheView, KVCache, Segment
+from nanochat_engine.attention import Segment
+from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.protocols import CausalLM, KVSpec
 from nanochat_engine.sampling import (
     Logprobs,
@@ -24,7 +26,6 @@ from nanochat_engine.sampling import (
 )
 from nanochat_engine.scheduler import Chunk, Plan, Sampled
 from nanochat_engine.steps import FastSteps
-
 
 _GREEDY = SamplingParams(temperature=0.0)
 
@@ -103,7 +104,9 @@ class CachedRunner:
         """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
         device, cache = self._model.device, self._cache
         chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
-        ids, positions, previous, wanted, segments, rows = [], [], [], [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        previous, wanted, segments, rows = [], [], [], []
         for chunk in chunks:
             offset, length = len(ids), len(chunk.token_ids)
             ids += chunk.token_ids
@@ -116,10 +119,14 @@ class CachedRunner:
                 segments.append(Segment(chunk.row, chunk.start, offset, length))
         packed = torch.tensor([ids, positions, previous], device=device)
         at = torch.tensor([wanted], dtype=torch.int64, device=device)
+        singles = torch.tensor(rows, dtype=torch.int64, device=device)
+        prefill = self._steps.prefill if self._steps is not None and segments and wanted else None
+        if prefill is not None:
+            return prefill(packed, singles, torch.tensor([astuple(segment) for segment in segments]), at)
         view = CacheView(
             cache.keys,
             cache.values,
-            rows=torch.tensor(rows, dtype=torch.int64, device=device),
+            rows=singles,
             positions=packed[1],
             previous_ids=packed[2],
             segments=segments,
@@ -160,7 +167,9 @@ class WholeRunner:
         chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
         rows = [self._rows[chunk.row] for chunk in chunks]
         longest = max(map(len, rows))
-        logits = self._model(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device))
+        logits = self._model(
+            torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
+        )
         at = [(b, chunk.start + index) for b, chunk in enumerate(chunks) for index in wanted_positions(chunk)]
         return logits[[b for b, _ in at], [t for _, t in at]]
 
@@ -197,9 +206,7 @@ def sample_chunks(chunks: Sequence[Chunk], logits: Tensor) -> list[Sampled]:
     return results
 
 
-def _draw(
-    chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor
-) -> dict[int, tuple[int, Logprobs | None]]:
+def _draw(chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor) -> dict[int, tuple[int, Logprobs | None]]:
     """The token that each chunk with a draw samples, and its log probabilities where they are wanted."""
     indices = [index for index, chunk in enumerate(chunks) if chunk.draw is not None]
     if not indices:

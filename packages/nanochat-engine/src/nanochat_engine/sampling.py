@@ -71,7 +71,9 @@ class SamplingParams:
             raise ValueError(f"stop={self.stop!r} must be texts that are not empty")
         for token_id in (*self.stop_token_ids, *self.logit_bias):
             if isinstance(token_id, bool) or not isinstance(token_id, Integral) or token_id < 0:
-                raise ValueError(f"token id {token_id!r} in stop_token_ids or logit_bias must be a whole number from 0 on")
+                raise ValueError(
+                    f"token id {token_id!r} in stop_token_ids or logit_bias must be a whole number from 0 on"
+                )
         if not all(isinstance(bias, Real) and math.isfinite(bias) for bias in self.logit_bias.values()):
             raise ValueError(f"logit_bias={dict(self.logit_bias)!r} must hold finite numbers")
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import FunctionType
 
 import torch
@@ -44,6 +45,8 @@ class FastSteps:
         self._sizes = sorted({size for size in BUCKETS if size < max_rows} | {max_rows})
         self._wait = wait
         self._steps: list[FastSteps.Step] = []
+        self.prefill: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+        """(3, N) ids, positions and previous ids, rows, segments, (1, M) positions -> logits (M, V); None: not compiled."""
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -89,14 +92,51 @@ class FastSteps:
                 return
             make = _capture if model.device.type == "cuda" else _compile
             self._steps.append(FastSteps.Step(size, make(model, cache, size)))
+            if self.prefill is None and model.device.type == "cpu":
+                self.prefill = _compile_prefill(model, cache)
+
+
+def _compile_prefill(model: CausalLM, cache: KVCache) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A call for any number of tokens in segments and single rows; attention stays one operation for each layer."""
+
+    def prefill(inputs: Tensor, rows: Tensor, segments: Tensor, at: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        token_ids, positions, previous_ids = inputs.unbind()
+        view = CacheView(
+            keys,
+            values,
+            rows=rows,
+            positions=positions,
+            previous_ids=previous_ids,
+            segments=segments,
+            num_slots=0,
+            logits_at=at,
+        )
+        return model(token_ids[None], kv_cache=view)[0]
+
+    spare = cache.batch_size - 1
+    inputs = torch.stack((torch.zeros(50, dtype=torch.int64), torch.arange(50), torch.full((50,), -1)))
+    rows = torch.tensor([spare, spare, spare])
+    segments = torch.tensor([[spare, 0, 3, 20], [spare, 0, 23, 27]])
+    at = torch.tensor([[0, 1, 2, 22, 49]])
+    for tensor, dim in ((inputs, 1), (rows, 0), (segments, 0), (at, 1)):
+        torch._dynamo.mark_dynamic(tensor, dim)
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # sizes are all that varies
+    compiled = torch.compile(_own_code(prefill), fullgraph=True, options=options)
+    with _inductor_settings(), torch.inference_mode():
+        compiled(inputs, rows, segments, at, cache.keys, cache.values)
+
+    def call(inputs: Tensor, rows: Tensor, segments: Tensor, at: Tensor) -> Tensor:
+        logits: Tensor = compiled(inputs, rows, segments, at, cache.keys, cache.values)
+        return logits
+
+    return call
 
 
 def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A step compiled for one shape: weights frozen into it, product kernels measured.
+    """A decoding step for one shape: weights frozen into it, kernels of products measured.
 
-    The graph is called as the compiler made it: Dynamo's way to it, guards and all, costs a tenth of a small model's step.
+    The graph is called as the compiler made it: Dynamo's way to it costs a tenth of a small model's step.
     """
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
     made: list[tuple[list[str], Callable[..., Sequence[Tensor]]]] = []
@@ -106,26 +146,26 @@ def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor
         made.append((names, compile_fx(graph, inputs)))  # type: ignore[arg-type]
         return made[-1][1]
 
-    inputs, settings = _example(cache, num_rows)
-    chosen = config.patch(
-        freezing=True,
-        cpp_wrapper=True,
-        max_autotune=True,
-        max_autotune_gemm_backends="CPP,ATEN",
-        autotune_num_choices_displayed=0,
-    )
-    with chosen, torch.inference_mode():
+    choice = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "autotune_num_choices_displayed": 0}
+    with _inductor_settings(cpp_wrapper=True, **choice), torch.inference_mode():
         step = torch.compile(_decode(model), dynamic=False, fullgraph=True, backend=keep)
-        step(inputs, settings, cache.keys, cache.values, cache.seq_len)
+        step(*_example(cache, num_rows), cache.keys, cache.values, cache.seq_len)
     [(names, compiled)] = made
-    storage = {"l_keys_": cache.keys, "l_values_": cache.values}
 
     def call(inputs: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        given = {"l_inputs_": inputs, "l_settings_": settings, **storage}
+        given = {"l_inputs_": inputs, "l_settings_": settings, "l_keys_": cache.keys, "l_values_": cache.values}
         tokens, logits = compiled(*[given[name] for name in names])
         return tokens, logits
 
     return call
+
+
+def _inductor_settings(**more: object) -> AbstractContextManager[None]:
+    """Weights become constants of the compiled code, laid out for its products."""
+    from torch._inductor import config
+
+    patched: AbstractContextManager[None] = config.patch(freezing=True, **more)
+    return patched
 
 
 def _capture(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -163,18 +203,21 @@ def _graph_pool() -> object:
 
 
 def _decode(model: CausalLM) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The step itself; each time a function with code of its own, by which torch keeps compiled code apart."""
+    """The step itself."""
 
     def decode(inputs: Tensor, settings: Tensor, keys: Tensor, values: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
         token_ids, rows, positions, previous_ids = inputs.unbind()
-        view = CacheView(
-            keys, values, rows=rows, positions=positions, previous_ids=previous_ids, num_slots=num_slots
-        )
+        view = CacheView(keys, values, rows=rows, positions=positions, previous_ids=previous_ids, num_slots=num_slots)
         logits = model(token_ids[None], kv_cache=view)[0]
         return choose_by(logits, settings, NUM_CANDIDATES), logits
 
-    code = decode.__code__.replace(co_name=f"decode_{next(_numbers)}")
-    return FunctionType(code, decode.__globals__, code.co_name, None, decode.__closure__)
+    return _own_code(decode)
+
+
+def _own_code(function: FunctionType) -> FunctionType:
+    """The function with code of its own, by which torch keeps compiled graphs of several models apart."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    return FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
 
 
 def _example(cache: KVCache, num_rows: int) -> tuple[Tensor, Tensor]:
