@@ -216,9 +216,8 @@ class AsyncEngine:
         while not self._commands.empty():
             command = self._commands.get()
             left += [command[1]] if command is not None and command[0] == "submit" else []
-        error = self._failure or RuntimeError("the engine was closed")
         for stream in left:
-            _deliver(stream.loop, [(stream, error)])
+            _deliver(stream.loop, [(stream, self._failure or RuntimeError("the engine was closed"))])
 
     def _take_over(self) -> bool:
         """Carries out the commands given since the last step, waiting for one if idle; False when closing."""

@@ -79,9 +79,8 @@ def attend(
     num_singles = rows.size(0)
     parts = []
     if num_singles:
-        single = (x[:num_singles] for x in (q, k, v))
-        at = positions[:num_singles]
-        parts.append(_attend_singles(*single, keys, values, layer_idx, rows, at, num_slots, window, scale))
+        q1, k1, v1, at = (x[:num_singles] for x in (q, k, v, positions))
+        parts.append(_attend_singles(q1, k1, v1, keys, values, layer_idx, rows, at, num_slots, window, scale))
     for segment in segments:
         tokens = slice(segment.offset, segment.offset + segment.length)
         slots = slice(segment.start, segment.start + segment.length)

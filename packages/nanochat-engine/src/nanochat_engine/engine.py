@@ -171,14 +171,16 @@ class Engine:
         or exceeds the context, before any work is done.
         """
         params = _changed(params, changes)
-        several = [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)  # type: ignore[list-item]
+        several: Sequence[Prompt] = prompts  # type: ignore[assignment]
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            several = [prompts]  # type: ignore[list-item]
         requests = [
             Request(
                 token_ids=self.prompt_ids(prompt),
-                params=params.with_seed(sample_seed(params.seed, i * params.n)) if i else params,
+                params=params.with_seed(sample_seed(params.seed, i * params.n)),
                 salt=salt,
             )
-            for i, prompt in enumerate(several)  # type: ignore[arg-type]
+            for i, prompt in enumerate(several)
         ]
         return [completion for completions in self.run(requests) for completion in completions]
 
@@ -321,7 +323,3 @@ class Engine:
 
 def _changed(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
     return replace(params or SamplingParams(), **changes)
-
-
-def _is_ids(prompts: object) -> bool:
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)

@@ -45,7 +45,7 @@ def load() -> bool:
     with _lock:
         if "loaded" not in _state:
             try:
-                torch.ops.load_library(_build())
+                torch.ops.load_library(_build())  # type: ignore[no-untyped-call]
                 torch.library.register_fake("nanochat_engine::attend", _fake_attend)
                 _state["loaded"] = True
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:

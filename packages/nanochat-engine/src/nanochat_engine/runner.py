@@ -55,8 +55,9 @@ class CachedRunner:
         for copy in plan.copies:
             self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
         singles = [chunk for chunk in plan.chunks if len(chunk.token_ids) == 1]
-        step = self._steps.find(len(singles)) if self._steps is not None else None
-        if step is None or not singles:
+        longest = max((chunk.start + 1 for chunk in singles), default=0)
+        step = self._steps.find(len(singles), longest) if self._steps is not None and singles else None
+        if step is None:
             return self._compute(plan.chunks)
         others = [chunk for chunk in plan.chunks if len(chunk.token_ids) > 1]
         results = self._decode(singles, step) + (self._compute(others) if others else [])
@@ -93,7 +94,7 @@ class CachedRunner:
         padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
         settings = settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
         try:
-            tokens, logits = step(inputs, settings)
+            tokens, logits = step.call(inputs, settings)
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
         if simple and not any(chunk.num_scored for chunk in chunks):

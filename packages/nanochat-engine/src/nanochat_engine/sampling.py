@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -63,18 +62,18 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            kind = Integral if name in _WHOLE else Real
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                number = "a whole number" if kind is Integral else "a number"
+            kinds = (int,) if name in _WHOLE else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                number = "a whole number" if name in _WHOLE else "a number"
                 raise ValueError(f"{name}={value!r} must be {number} from {low:g} to {high:g}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop={self.stop!r} must be texts that are not empty")
         for token_id in (*self.stop_token_ids, *self.logit_bias):
-            if isinstance(token_id, bool) or not isinstance(token_id, Integral) or token_id < 0:
+            if type(token_id) is not int or token_id < 0:
                 raise ValueError(
                     f"token id {token_id!r} in stop_token_ids or logit_bias must be a whole number from 0 on"
                 )
-        if not all(isinstance(bias, Real) and math.isfinite(bias) for bias in self.logit_bias.values()):
+        if not all(isinstance(bias, (int, float)) and math.isfinite(bias) for bias in self.logit_bias.values()):
             raise ValueError(f"logit_bias={dict(self.logit_bias)!r} must hold finite numbers")
 
     @property
@@ -216,8 +215,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     for candidates, rows in groups.items():
         some = logits if len(rows) == len(params) else logits[torch.tensor(rows, device=logits.device)]
-        own = [params[row] for row in rows]
-        settings = settings_tensor(own, [uniforms[row] for row in rows]).to(logits.device)
+        settings = settings_tensor([params[row] for row in rows], [uniforms[row] for row in rows]).to(logits.device)
         chosen = choose_by(some, settings, candidates)
         if len(rows) == len(params):
             return chosen

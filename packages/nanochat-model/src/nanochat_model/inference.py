@@ -103,7 +103,7 @@ def prepare_for_inference(model: GPT, *, dtype: torch.dtype | None = None, quant
         prepared = GPT(model.config, compute_dtype=dtype)
         prepared.to(dtype)
         for owner, name, weight in _linears(model, prepared):
-            setattr(owner, name, kind(*weight.shape, dtype))
+            setattr(owner, name, kind(weight.size(0), weight.size(1), dtype))
         for block in prepared.blocks:
             for name in ("c_q", "c_k", "c_v", "ve_gate"):
                 block.attn._modules.pop(name, None)
