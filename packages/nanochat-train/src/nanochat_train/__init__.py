@@ -54,6 +54,7 @@ __all__ = [
     "FineTuning",
     "Group",
     "JsonlSink",
+    "LogLikelihood",
     "LossScale",
     "MetricSink",
     "MuonAdamW",

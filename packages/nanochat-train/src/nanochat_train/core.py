@@ -214,7 +214,9 @@ def _entries(
     items = [task.item(index) for index in indices]
     whole = [candidates(item, task.kind, encode) for item in items]
     groups = [cropped(options, max_tokens) for options in whole]
-    for index, item, options, group, scored in zip(indices, items, whole, groups, score(groups, loglikelihood), strict=True):
+    for index, item, options, group, scored in zip(
+        indices, items, whole, groups, score(groups, loglikelihood), strict=True
+    ):
         means = [loss for loss, _ in scored]
         chosen = choice(means)
         continued = task.kind == "language_modeling"
