@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(base: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", *args],
+        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", "--no-compile", *args],
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
