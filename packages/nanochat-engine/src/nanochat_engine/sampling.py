@@ -166,7 +166,7 @@ def choose(
     cumulative = probabilities.cumsum(dim=-1)
     in_nucleus = ((cumulative - probabilities) < top_p[:, None]) | (rank == 0)
     total = (probabilities * in_nucleus).sum(dim=-1, keepdim=True)
-    last = (((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # NaN is above nothing
+    last = (((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of NaN, none is above 0
     drawn = (cumulative <= uniforms[:, None] * total).sum(dim=-1, keepdim=True).minimum(last)
     return torch.where(temperature == 0, logits.argmax(dim=-1), token_ids.gather(-1, drawn)[:, 0])
 
