@@ -159,6 +159,18 @@ def test_one_that_dies_fails_its_own_answers_only_and_comes_back(monkeypatch, ca
     assert any("ended with status 7; starting it again" in record.message for record in caplog.records)
 
 
+def test_one_whose_backend_fails_is_started_again(monkeypatch):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+
+    async def use(pool: WorkerPool) -> Any:
+        with pytest.raises(WorkerError, match="its backend has failed"):
+            await answer(pool, request("fail"))
+        await until(lambda: pool.status().ready)
+        return pool.status().workers[0].num_restarts, (await answer(pool, request("again")))[0]
+
+    assert with_pool(use) == (1, "again")
+
+
 def test_one_that_is_killed_or_freezes_comes_back(monkeypatch):
     monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
     monkeypatch.setattr(worker_pool, "SILENT_S", 4.0)

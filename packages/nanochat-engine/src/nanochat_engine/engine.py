@@ -263,10 +263,7 @@ class Engine:
             scoring = SamplingParams(max_tokens=0, prompt_logprobs=1)
             requests.append(Request(token_ids=[*before, *after], params=scoring, score_from=len(before)))
         scored = [completions[0].prompt_logprobs for completions in self.run(requests)]
-        return [
-            (sum(own.logprob for own in some), all(own.logprob >= max(own.top.values()) for own in some))
-            for some in scored
-        ]
+        return [(sum(own.logprob for own in some), all(own.token_id in own.top for own in some)) for some in scored]
 
     # Tokens, as in the reference.
 

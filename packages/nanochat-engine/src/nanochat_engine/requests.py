@@ -69,7 +69,7 @@ class Event:
     finished: FinishReason | None = None
     """`stop` comes with the token that ended the sample."""
     num_cached: int = 0
-    """Prompt tokens that were not computed, as a cached prefix held them; with the sample's last event."""
+    """Prompt tokens that were not computed, as a cached prefix held them."""
     prompt_logprobs: Sequence[Logprobs] = ()
     """Of the prompt's tokens, from `first_scored` on; with the first event of each sample."""
     error: Exception | None = None

@@ -172,7 +172,7 @@ def choose(
     cumulative = probabilities.cumsum(dim=-1)
     in_nucleus = ((cumulative - probabilities) < top_p[:, None]) | (rank == 0)
     total = (probabilities * in_nucleus).sum(dim=-1, keepdim=True)
-    last = ((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1
+    last = (((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of NaN, none is above 0
     drawn = (cumulative <= uniforms[:, None] * total).sum(dim=-1, keepdim=True).minimum(last)
     return torch.where(temperature == 0, logits.argmax(dim=-1), token_ids.gather(-1, drawn)[:, 0])
 
@@ -185,7 +185,7 @@ def choose_from_all(logits: Tensor, uniforms: Tensor, temperature: Tensor) -> Te
     # Rounding may leave the sum off 1; kept below it, the threshold always falls on a token of some probability.
     total = cumulative[:, -1:]
     threshold = (uniforms[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.size(-1) - 1)
 
 
 @torch.inference_mode()
