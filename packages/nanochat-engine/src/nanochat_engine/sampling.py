@@ -6,16 +6,19 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NUM_CANDIDATES = 64
 """Most probable tokens that are sorted where a row's top-k allows it; a row with a larger one sorts the vocabulary."""
+MAX_BIAS = 1e4
+"""More would say the same, and overflow float32 in the end."""
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -62,19 +65,18 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            kinds = (int,) if name in _WHOLE else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                number = "a whole number" if name in _WHOLE else "a number"
+            kind = Integral if name in _WHOLE else Real
+            if not _is_number(value, kind, low, high):
+                number = "a whole number" if kind is Integral else "a number"
                 raise ValueError(f"{name}={value!r} must be {number} from {low:g} to {high:g}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"stop={self.stop!r} must be texts that are not empty")
-        for token_id in (*self.stop_token_ids, *self.logit_bias):
-            if type(token_id) is not int or token_id < 0:
-                raise ValueError(
-                    f"token id {token_id!r} in stop_token_ids or logit_bias must be a whole number from 0 on"
-                )
-        if not all(isinstance(bias, (int, float)) and math.isfinite(bias) for bias in self.logit_bias.values()):
-            raise ValueError(f"logit_bias={dict(self.logit_bias)!r} must hold finite numbers")
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop={self.stop!r} must be a list of texts that are not empty")
+        if not isinstance(self.stop_token_ids, Sequence) or not all(map(_is_token_id, self.stop_token_ids)):
+            raise ValueError(f"stop_token_ids={self.stop_token_ids!r} must be a list of whole numbers from 0 on")
+        if not isinstance(self.logit_bias, Mapping) or not all(map(_is_token_id, self.logit_bias)):
+            raise ValueError(f"logit_bias={self.logit_bias!r} must map token ids, whole numbers from 0 on, to numbers")
+        if not all(_is_number(bias, Real, -MAX_BIAS, MAX_BIAS) for bias in self.logit_bias.values()):
+            raise ValueError(f"logit_bias={self.logit_bias!r} must hold numbers from -{MAX_BIAS:g} to {MAX_BIAS:g}")
 
     @property
     def adjusts_logits(self) -> bool:
@@ -101,6 +103,14 @@ class SamplingParams:
     def with_seed(self, seed: int) -> SamplingParams:
         """The same with another seed."""
         return replace(self, seed=seed)
+
+
+def _is_number(value: Any, kind: Any, low: float, high: float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_number(value, Integral, 0, _INFINITE)
 
 
 _INFINITE = float("inf")
@@ -172,8 +182,9 @@ def choose(
     cumulative = probabilities.cumsum(dim=-1)
     in_nucleus = ((cumulative - probabilities) < top_p[:, None]) | (rank == 0)
     total = (probabilities * in_nucleus).sum(dim=-1, keepdim=True)
-    last = (((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of NaN, none is above 0
-    drawn = (cumulative <= uniforms[:, None] * total).sum(dim=-1, keepdim=True).minimum(last)
+    last = ((probabilities > 0) & in_nucleus).sum(dim=-1, keepdim=True) - 1
+    # Of logits that are NaN nothing is kept; an index must stay one all the same, or it would end a CUDA process.
+    drawn = (cumulative <= uniforms[:, None] * total).sum(dim=-1, keepdim=True).minimum(last).clamp(min=0)
     return torch.where(temperature == 0, logits.argmax(dim=-1), token_ids.gather(-1, drawn)[:, 0])
 
 
