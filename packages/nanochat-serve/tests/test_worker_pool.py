@@ -221,6 +221,17 @@ def test_closing_ends_answers_and_processes():
     assert with_pool(use, num_workers=2) == [0, 0]
 
 
+def test_closing_ends_answers_though_the_pool_has_not_heard_of_the_process_s_end():
+    async def use(pool: WorkerPool) -> None:
+        waiting = pool.stream(request("wait"))
+        await anext(waiting)
+        pool._workers[0]._watch.cancel()  # as closing does, at times before the end of the process's output was read
+        with pytest.raises(WorkerError):
+            await anext(waiting)
+
+    with_pool(use)
+
+
 def test_no_devices_are_refused():
     with pytest.raises(ValueError, match="at least one device"):
         WorkerPool("moody:make", [])
