@@ -23,7 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        marks = [mark for mark in LEFT_OUT if item.get_closest_marker(mark)]
+        chosen = item.config.getoption("markexpr")
+        marks = [mark for mark in LEFT_OUT if item.get_closest_marker(mark) and f"not {mark}" in chosen]
         item.config.stash[LEFT_OUT_KEY].update(marks[:1])
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 import tyro
 from nanochat_apps.device import choose_device, choose_dtype
-from nanochat_apps.scoring import PrefixScorer
+from nanochat_apps.eval_model import make_loglikelihood
 from nanochat_data import CoreTask, load_core_bundle
 from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import Candidate, Scored
-from nanochat_train.core import candidates, choice, cropped
+from nanochat_train import Candidate
+from nanochat_train.core import candidates, choice, cropped, score
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,36 @@ class Settings:
     """Labels of the tasks to time; all if not given."""
     rounds: int = 3
     batch_tokens: int = 8192
-    """Tokens of a batch of ours, padding included."""
+    """Tokens of a pass of ours."""
 
 
-def one_at_a_time(model: GPT, groups: Sequence[Sequence[Candidate]]) -> list[list[Scored]]:
+Scored = list[list[tuple[float, bool]]]
+"""For each option of each item its mean loss, and whether greedy decoding gives it."""
+
+
+def one_at_a_time(model: GPT, groups: Sequence[Sequence[Candidate]]) -> Scored:
     results = []
     for options in groups:
-        longest = max(option.end for option in options)
-        rows = [option.token_ids + [0] * (longest - option.end) for option in options]
+        longest = max(len(option.token_ids) for option in options)
+        rows = [option.token_ids + [0] * (longest - len(option.token_ids)) for option in options]
         logits = model(torch.tensor(rows, device=model.device))
         scored = []
         for row, option in zip(logits, options, strict=True):
-            part = row[option.start - 1 : option.end - 1]
+            part = row[option.start - 1 : len(option.token_ids) - 1]
             targets = torch.tensor(option.token_ids[option.start :], device=model.device)
-            losses = torch.nn.functional.cross_entropy(part, targets, reduction="none")
-            scored.append(Scored(losses.double().cpu().numpy(), bool((part.argmax(-1) == targets).all())))
+            loss = torch.nn.functional.cross_entropy(part, targets)
+            scored.append((float(loss), bool((part.argmax(-1) == targets).all())))
         results.append(scored)
     return results
 
 
-def verdicts(task: CoreTask, scored: Sequence[Sequence[Scored]]) -> list[object]:
+def verdicts(task: CoreTask, scored: Scored) -> list[object]:
     if task.kind == "language_modeling":
-        return [options[0].is_greedy for options in scored]
-    return [choice([float(option.losses.mean()) for option in options]) for options in scored]
+        return [options[0][1] for options in scored]
+    return [choice([loss for loss, _ in options]) for options in scored]
 
 
-def timed(device: torch.device, work: Callable[[], list[list[Scored]]]) -> tuple[float, list[list[Scored]]]:
+def timed(device: torch.device, work: Callable[[], Scored]) -> tuple[float, Scored]:
     """Seconds, and what came of them; reading the losses has waited for the device."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     start = clock()
@@ -74,7 +78,7 @@ def main(settings: Settings) -> None:
     device = choose_device("auto")
     model = load_model(settings.checkpoint, device=device, dtype=choose_dtype(device))
     tokenizer = Tokenizer.load(settings.checkpoint / "tokenizer")
-    scorer = PrefixScorer(model, vocab_size=model.config.vocab_size, batch_tokens=settings.batch_tokens)
+    loglikelihood = make_loglikelihood(model, tokenizer, batch_tokens=settings.batch_tokens)
     limit = model.cos.size(0)
     print(
         f"{device.type}, {model.compute_dtype}, {torch.get_num_threads()} threads, {settings.rounds} rounds of medians"
@@ -92,7 +96,7 @@ def main(settings: Settings) -> None:
         plain, ours = [], []
         for _ in range(settings.rounds):
             plain_s, expected = timed(device, lambda groups=groups: one_at_a_time(model, groups))
-            ours_s, scored = timed(device, lambda groups=groups: scorer(groups))
+            ours_s, scored = timed(device, lambda groups=groups: score(groups, loglikelihood))
             assert verdicts(task, scored) == verdicts(task, expected), task.label
             plain.append(plain_s / len(items))
             ours.append(ours_s / len(items))

@@ -211,7 +211,7 @@ class BareEngine:
     def __init__(self, checkpoint: Path, num_rows: int, max_tokens: int, *, compile: bool) -> None:
         import nanochat_engine
 
-        self._engine = nanochat_engine.load(checkpoint, compile=compile)
+        self._engine = nanochat_engine.load(checkpoint, compile=compile, max_rows=num_rows)
         self._num_rows = num_rows
         self._max_tokens = max_tokens
         self._chance = random.Random(0)
@@ -224,19 +224,11 @@ class BareEngine:
         """One round: adds its tokens a second and its processor seconds a token."""
         start, used, tokens = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < at_least_s:
-            done = self._engine.complete_batch(
-                [self._prompt() for _ in range(self._num_rows)],
-                max_tokens=self._max_tokens,
-                temperature=0.8,
-                top_k=50,
-                max_rows=self._num_rows,
-            )
-            tokens += sum(len(samples[0].token_ids) for samples in done)
+            prompts = [" ".join(self._chance.choices(WORDS, k=PROMPT_WORDS)) for _ in range(self._num_rows)]
+            done = self._engine.complete(prompts, max_tokens=self._max_tokens, temperature=0.8, top_k=50)
+            tokens += sum(len(completion.token_ids) for completion in done)
         self.rates.append(tokens / (time.perf_counter() - start))
         self.cpu_s.append((time.process_time() - used) / tokens)
-
-    def _prompt(self) -> list[int]:
-        return self._engine.tokenizer.encode(" ".join(self._chance.choices(WORDS, k=PROMPT_WORDS)))
 
 
 @contextmanager
@@ -271,7 +263,7 @@ def main(settings: Settings) -> None:
             checkpoint = save_random_model(base)
             if settings.bare and settings.rate is None:
                 num_rows = max(1, min(settings.clients, 32))
-                bare = BareEngine(checkpoint, num_rows, settings.max_tokens, compile="--compile" in args)
+                bare = BareEngine(checkpoint, num_rows, settings.max_tokens, compile="--no-compile" not in args)
             url, pids = stack.enter_context(chat_web(base, args))
         seen = Seen()
         for _ in range(settings.rounds):

@@ -109,14 +109,7 @@ def test_alone(package: Package, resolution: str, dist: Path, work: Path) -> Non
     run("uv", "pip", "install", "--quiet", "--python", python, "--resolution", resolve, "--requirement", wanted)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "true"}  # CI: the same examples every time, and no deadlines
     run(
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        "tests",
+        *(python, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "not soak", "tests"),
         cwd=unpacked,
         env=env,
     )
@@ -139,7 +132,7 @@ def test_with_oldest_siblings(package: Package, work: Path) -> None:
     if older.exists():
         env = {**os.environ, "PYTHONPATH": str(older / "installed")}
         isolated = ("uv", "run", "--isolated", "--exact", "--package", package.name)
-        run(*isolated, "pytest", "-q", "-m", "not slow", package.directory / "tests", env=env)
+        run(*isolated, "pytest", "-q", package.directory / "tests", env=env)
 
 
 def main() -> None:

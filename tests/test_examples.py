@@ -45,10 +45,11 @@ def run(example: str, file: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()))
-def test_an_example_is_in_the_list_and_says_what_it_needs(example):
-    assert f"({example})" in (EXAMPLES / "README.md").read_text()
-    assert (EXAMPLES / example / "pyproject.toml").exists()
+def test_every_example_is_in_the_list_and_says_what_it_needs():
+    folders = [path for path in EXAMPLES.iterdir() if path.is_dir()]
+    assert folders
+    listed = (EXAMPLES / "README.md").read_text()
+    assert not [path for path in folders if f"({path.name})" not in listed or not (path / "pyproject.toml").exists()]
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_another_tokenizer_swapped_in():
     loss, text = run("custom-tokenizer", "train.py").splitlines()
     first, last = (float(word) for word in loss.split() if word[0].isdigit())
     assert last < first / 2
-    assert text.startswith("<|bos|>red fox ")
+    assert text.startswith("red fox ")
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
 """The backend's answers, with models that say what a script wants."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import nanochat_engine
 import pytest
 from nanochat_apps.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
-from nanochat_engine.testing import ByteTokenizer, ScriptedLM, TinyLM
+from nanochat_engine import Engine, Event
+from nanochat_engine.testing import ScriptedLM
 from nanochat_serve import ChatEvent, ChatRequest, ContextLengthError, Finished, TextDelta, ToolCall
 from nanochat_tokenizer import render_for_completion
 from nanochat_tokenizer.testing import byte_tokenizer
@@ -30,7 +31,11 @@ def saying(answer: list[int | str], *, max_context: int = 128) -> EngineBackend:
         return ids[len(said)] if len(said) < len(ids) else IDS["assistant_end"]
 
     model = ScriptedLM(next_token, vocab_size=TOKENIZER.vocab_size, max_context=max_context)
-    return EngineBackend(nanochat_engine.Engine(model, TOKENIZER))
+    return EngineBackend(Engine(model, TOKENIZER, render_chat=render))
+
+
+def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    return render_for_completion(TOKENIZER, {"messages": messages})
 
 
 def request(**fields: object) -> ChatRequest:
@@ -86,11 +91,44 @@ def test_prompt_without_room_for_an_answer() -> None:
         answer_of(lambda: saying(["a"]), long)
 
 
-def test_several_answers_are_refused_and_so_is_a_foreign_tokenizer() -> None:
+def test_several_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="n=2"):
         answer_of(lambda: saying(["a"]), request(n=2))
-    with pytest.raises(ValueError, match="ByteTokenizer"):
-        EngineBackend(nanochat_engine.Engine(TinyLM(), ByteTokenizer()))
+
+
+def test_a_backend_whose_engine_has_failed_is_not_ready_and_says_why() -> None:
+    async def fail() -> None:
+        model = ScriptedLM(lambda history: 0, vocab_size=TOKENIZER.vocab_size)
+        engine = Engine(model, TOKENIZER, render_chat=render)
+        backend = EngineBackend(engine)
+        assert backend.status().ready
+
+        def broken() -> list[Event]:
+            raise MemoryError("no room")
+
+        engine.step = broken  # type: ignore[method-assign]
+        with pytest.raises(MemoryError):
+            _ = [event async for event in backend.stream(request())]
+        assert not backend.status().ready
+        with pytest.raises(RuntimeError, match="the engine has failed"):
+            _ = [event async for event in backend.stream(request())]
+        await backend.aclose()
+
+    asyncio.run(fail())
+
+
+def test_a_second_turn_finds_the_first_one_cached() -> None:
+    async def ask() -> int:
+        backend = saying(["a"])
+        events: list[ChatEvent] = []
+        for content in ("one long question", "one long question!"):
+            asked = request(messages=({"role": "user", "content": content},))
+            events = [event async for event in backend.stream(asked)]
+        await backend.aclose()
+        assert isinstance(events[-1], Finished)
+        return events[-1].cached_tokens
+
+    assert asyncio.run(ask()) == 2 + len("one long question")  # bos, user-start and what both begin with
 
 
 def test_a_text_is_gone_on_from_without_roles() -> None:
@@ -102,7 +140,7 @@ def test_a_text_is_gone_on_from_without_roles() -> None:
             return TOKENIZER.encode("!")[0]
 
         model = ScriptedLM(next_token, vocab_size=TOKENIZER.vocab_size, max_context=32)
-        backend = EngineBackend(nanochat_engine.Engine(model, TOKENIZER))
+        backend = EngineBackend(Engine(model, TOKENIZER))
         events = [event async for event in backend.stream(request(messages=(), prompt="Once", max_tokens=2))]
         await backend.aclose()
         return events, next(history for history in read if len(history) == 5)

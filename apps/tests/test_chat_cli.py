@@ -7,10 +7,11 @@ from pathlib import Path
 import nanochat_engine
 import pytest
 from nanochat_apps import chat_cli, paths
-from nanochat_apps.answers import Call
 from nanochat_apps.chat_cli import Chat, Settings
 from nanochat_apps.testing import save_tiny_checkpoint
+from nanochat_engine import Engine, ToolCall
 from nanochat_engine.testing import ScriptedLM
+from nanochat_tokenizer import render_for_completion
 from nanochat_tokenizer.testing import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -50,7 +51,10 @@ def typed(lines: list[str | BaseException], monkeypatch: pytest.MonkeyPatch) -> 
 def answering(script: dict[str, str], *, max_context: int = 200, **settings: object) -> Chat:
     """A chat with a model that answers by the last thing the user said."""
     model = ScriptedLM(lambda ids: next_id(script, ids), vocab_size=TOKENIZER.vocab_size, max_context=max_context)
-    return Chat(nanochat_engine.Engine(model, TOKENIZER), Settings(temperature=0.0, **settings))  # type: ignore[arg-type]
+    engine = Engine(
+        model, TOKENIZER, render_chat=lambda messages: render_for_completion(TOKENIZER, {"messages": messages})
+    )
+    return Chat(engine, Settings(temperature=0.0, **settings))  # type: ignore[arg-type]
 
 
 def next_id(script: dict[str, str], ids: list[int]) -> int:
@@ -116,7 +120,7 @@ def test_too_long_a_prompt_fails_in_one_line(
 
 def test_turns_build_on_each_other_and_carry_tool_calls() -> None:
     talk = answering({"What is 12+7?": "It is {12+7}.", "Sure?": "Yes."})
-    assert list(talk.answer("What is 12+7?"))[-2:] == [Call("12+7", "19"), "."]
+    assert list(talk.answer("What is 12+7?"))[-2:] == [ToolCall("12+7", "19"), "."]
     assert "".join(str(piece) for piece in talk.answer("Sure?")) == "Yes."
     [question, answer, *_] = talk.messages
     assert question == {"role": "user", "content": "What is 12+7?"}
@@ -145,7 +149,7 @@ def test_ctrl_c_stops_the_answer_only(monkeypatch: pytest.MonkeyPatch, capsys: p
     talk = answering({"Count": "123456", "Hi": "Hello"})
     pieces = []
 
-    def interrupted(piece: str | Call) -> None:
+    def interrupted(piece: str | ToolCall) -> None:
         pieces.append(piece)
         if len(pieces) == 3:
             raise KeyboardInterrupt

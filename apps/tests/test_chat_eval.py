@@ -10,9 +10,11 @@ import nanochat_engine
 import pytest
 import torch
 from nanochat_apps import chat_eval
-from nanochat_apps.answering import EngineWriter, LetterChooser
 from nanochat_apps.cli import UsageError
+from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
 from nanochat_apps.testing import save_tiny_checkpoint
+from nanochat_engine import SamplingParams
+from nanochat_model import GPT
 from nanochat_tokenizer import render_for_completion
 from nanochat_train.json_lines import read_json_lines
 
@@ -109,14 +111,32 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(settings, tmp_path,
 
 
 def test_many_samples_in_any_company_are_those_of_one_problem_alone(settings, tmp_path):
-    engine = nanochat_engine.load(tmp_path / "base/chatsft_checkpoints/d2/step_000001", dtype=torch.float32)
+    checkpoint = tmp_path / "base/chatsft_checkpoints/d2/step_000001"
     task = chat_eval.load_task("gsm8k")
     problems = [(index, task.conversation(index)) for index in range(5)]
-    options = {"num_samples": 3, "max_tokens": 9, "temperature": 1.0, "top_k": 0}
-    together = dict(EngineWriter(engine, max_rows=7, **options)(problems))
+    params = SamplingParams(n=3, max_tokens=9, temperature=1.0, top_k=0)
+    several, alone = (
+        EngineWriter(nanochat_engine.load(checkpoint, dtype=torch.float32, max_rows=rows), params) for rows in (7, 1)
+    )
+    together = dict(several(problems))
     assert sorted(together) == [0, 1, 2, 3, 4]
     for problem in problems:
-        assert dict(EngineWriter(engine, max_rows=1, **options)([problem])) == {problem[0]: together[problem[0]]}
+        assert dict(alone([problem])) == {problem[0]: together[problem[0]]}
+
+
+def test_problems_are_asked_for_as_rows_need_them(settings, tmp_path):
+    engine = nanochat_engine.load(tmp_path / "base/chatsft_checkpoints/d2/step_000001", max_rows=2)
+    task, asked = chat_eval.load_task("gsm8k"), []
+
+    def problems():
+        for index in range(100):
+            asked.append(index)
+            yield index, task.conversation(index % 5)
+
+    answers = EngineWriter(engine, SamplingParams(n=1, max_tokens=2))(problems())
+    next(answers)
+    assert 2 < len(asked) < 30
+    assert [index for index, _ in answers] == list(range(1, 100))
 
 
 def test_letters_are_compared_at_the_answers_first_token(settings, tmp_path):
@@ -124,15 +144,17 @@ def test_letters_are_compared_at_the_answers_first_token(settings, tmp_path):
     task = chat_eval.load_task("arc-easy")
     conversations = [task.conversation(index) for index in range(10)]
     letters = [task.letters(index) for index in range(10)]
-    for batch_size in (1, 4, 100):
-        chosen = LetterChooser(engine, batch_size=batch_size)(conversations, letters)
-        for conversation, names, logits in zip(conversations, letters, chosen, strict=True):
+    for batch_tokens in (1, 200, 10_000):
+        loglikelihood = make_loglikelihood(engine.model, engine.tokenizer, batch_tokens=batch_tokens)
+        chooser = LetterChooser(engine, loglikelihood, max_tokens=1000)
+        chosen = chooser(conversations, letters)
+        for conversation, names, logprobs in zip(conversations, letters, chosen, strict=True):
             ids = render_for_completion(engine.tokenizer, conversation)
             with torch.inference_mode():
-                plain = engine.model(torch.tensor([ids]))[0, -1]
-            assert logits == pytest.approx([float(plain[ord(name)]) for name in names], abs=1e-4)
+                plain = engine.model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+            assert logprobs == pytest.approx([float(plain[ord(name)]) for name in names], abs=1e-4)
     with pytest.raises(ValueError, match="the answer 'AB' is 2 tokens of this tokenizer, it must be one"):
-        LetterChooser(engine)(conversations[:1], [["AB"]])
+        chooser(conversations[:1], [["AB"]])
 
 
 def test_problems_that_do_not_fit_are_wrong_and_said_to_be(settings, tmp_path, capsys):
@@ -145,10 +167,8 @@ def test_problems_that_do_not_fit_are_wrong_and_said_to_be(settings, tmp_path, c
 
 
 def test_a_model_of_nan_gets_a_clear_result(settings, tmp_path, capsys, monkeypatch):
-    from nanochat_model import PackedGPT
-
-    real = PackedGPT.forward
-    monkeypatch.setattr(PackedGPT, "forward", lambda self, *args, **kwargs: real(self, *args, **kwargs) * math.nan)
+    real = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, *args, **kwargs: real(self, *args, **kwargs) * math.nan)
     assert chat_eval.evaluate(replace(settings, task_name="arc-easy,gsm8k")) == 0
     assert "10 problems without an answer: too long, or no finite logits" in capsys.readouterr().out
     assert {entry["right"][0] for entry in transcript(tmp_path, "arc-easy")} == {False}

@@ -10,7 +10,7 @@ from nanochat_apps.cli import UsageError
 from nanochat_apps.tasks import rewarding_task
 from nanochat_data.tinyworld import TinyWorld
 from nanochat_model import GPT, GPTConfig, load_model, save_model
-from nanochat_tokenizer import train_tokenizer
+from nanochat_tokenizer import Tokenizer, train_tokenizer
 from nanochat_train import list_steps, load_meta, read_metrics, save_checkpoint
 
 OWN_TASK = '''
@@ -83,6 +83,22 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(chat_model
     assert chat_rl.train(replace(chat_model, resume_from_step=2)) == 0
     resumed = load_model(root / "step_000004").state_dict()
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_samples_are_of_the_weights_as_they_are_at_the_time(chat_model):
+    checkpoint, task = paths.find_checkpoint("sft"), rewarding_task(chat_model.task, "train")
+    tokenizer, model = Tokenizer.load(checkpoint / "tokenizer"), load_model(checkpoint)
+    conversations = [task[i] for i in range(4)]
+
+    def sample(sampler):
+        return sampler.rollouts(conversations, task, 3, [1, 2, 3, 4])
+
+    sampler = chat_rl.make_sampler(chat_model, model, tokenizer)
+    before = sample(sampler)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert sample(sampler) == sample(chat_rl.make_sampler(chat_model, model, tokenizer)) != before
 
 
 def test_a_run_leaves_scores_curves_and_samples(chat_model):

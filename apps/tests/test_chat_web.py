@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from nanochat_apps import device
 from nanochat_apps.testing import save_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
@@ -28,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(base: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", *args],
+        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", "--no-compile", *args],
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,6 +146,26 @@ def test_what_is_wrong_with_flags(base: Path, tmp_path: Path) -> None:
     code, errors = failure(tmp_path, "--port", "0")
     assert code == 2
     assert "chat-sft makes one" in errors
+
+
+@pytest.mark.slow
+def test_the_cache_can_be_bounded_and_steps_are_compiled_beside_the_answers(base: Path) -> None:
+    """By default; without a compiler in one line, and either way with answers from the start."""
+    flags = ["--port", "0", "--host", "127.0.0.1", "-d", "float32", "--max-rows", "1", "--prefix-rows", "0"]
+    process = start(base, *flags, "--kv-budget-mib", "1", "--prefill-tokens", "8", "--compile")
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("ready"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.communicate()[1]
+    assert any("not compiled" in line for line in lines) == (not device.has_compiler())
+    url = next(line for line in lines if "http://" in line).split("open ")[1].strip()
+    assert ask(url, None, max_tokens=5).endswith('data: {"done": true}\n\n')
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert (process.returncode, out) == (0, "stopping\n")
+    code, errors = failure(base, *flags, "--kv-budget-mib", "0")
+    assert (code, "--kv-budget-mib 0 must be between 1 and" in errors) == (2, True)
 
 
 @pytest.mark.slow

@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from nanochat_apps import base_eval
+from nanochat_apps import base_eval, eval_model
 from nanochat_apps.cli import UsageError
-from nanochat_apps.scoring import PrefixScorer
+from nanochat_apps.eval_model import make_loglikelihood
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_data import CoreTask, load_core_bundle
 from nanochat_model.convert import from_transformers
 from nanochat_tokenizer.testing import byte_tokenizer
-from nanochat_train import Candidate, evaluate_core
+from nanochat_train import evaluate_core
 from torch import Tensor
 
 TOKENIZER = byte_tokenizer()
 V = TOKENIZER.vocab_size
+NUM_OPTIONS = (24 + 24) * 4 + (12 + 12) * 2 + 12 + 12
+"""Of the bundle below."""
 WORDS = [
     "the",
     "old",
@@ -202,42 +204,49 @@ def test_a_transformers_model_and_ours_of_its_weights_get_the_oracles_score(bund
     expected = accuracies(Oracle(hf_model), tasks)
     assert all(0 < accuracy < 1 for accuracy in expected[:5]), "the tasks must tell right from wrong"
     ours = from_transformers(hf_model)
-    for batch_tokens, items_at_once in ((1, 1), (700, 5), (20_000, 64)):
+    for batch_tokens, items_at_once in ((100, 1), (700, 5), (20_000, 64)):
         for model in (ours, WithoutCache(hf_model)):
-            scorer = PrefixScorer(model, vocab_size=V, batch_tokens=batch_tokens)
-            result = evaluate_core(tasks, encode, scorer, items_at_once=items_at_once)
+            loglikelihood = make_loglikelihood(model, TOKENIZER, batch_tokens=batch_tokens)
+            result = evaluate_core(tasks, encode, loglikelihood, items_at_once=items_at_once)
             assert [task.accuracy for task in result.tasks] == expected, (batch_tokens, type(model).__name__)
 
 
 def test_another_architecture_gets_the_oracles_score(bundle):
     model = llama()
     tasks = load_core_bundle(bundle)
-    scorer = PrefixScorer(WithoutCache(model), vocab_size=V)
-    result = evaluate_core(tasks, encode, scorer)
+    result = evaluate_core(tasks, encode, make_loglikelihood(WithoutCache(model), TOKENIZER))
     assert [task.accuracy for task in result.tasks] == accuracies(Oracle(model), tasks)
 
 
 def test_fewer_items_than_shots_get_the_oracles_score(bundle, hf_model):
     tasks = load_core_bundle(bundle, max_per_task=2)
-    result = evaluate_core(tasks, encode, PrefixScorer(from_transformers(hf_model), vocab_size=V))
+    result = evaluate_core(tasks, encode, make_loglikelihood(from_transformers(hf_model), TOKENIZER))
     assert [task.accuracy for task in result.tasks] == accuracies(Oracle(hf_model), tasks)
 
 
-def test_long_beginnings_read_in_pieces_give_the_losses_of_whole_sequences(hf_model):
+def test_long_contexts_computed_in_chunks_and_once_give_the_sums_of_whole_sequences(hf_model):
     generator = torch.Generator().manual_seed(1)
-    beginning = torch.randint(0, 256, (600,), generator=generator).tolist()
+    context = torch.randint(0, 256, (1200,), generator=generator).tolist()  # more than the model was trained for
     ends = [torch.randint(0, 256, (n,), generator=generator).tolist() for n in (3, 7, 5)]
-    groups = [
-        [Candidate(beginning + end, 600, 600 + len(end)) for end in ends],
-        [Candidate(beginning[:300] + ends[0], 301, 303)],
-        [Candidate(ends[1], 2, 7), Candidate(ends[2], 2, 5)],
-    ]
-    together = PrefixScorer(from_transformers(hf_model), vocab_size=V, batch_tokens=10_000)(groups)
-    plain = PrefixScorer(WithoutCache(hf_model), vocab_size=V, batch_tokens=1)(groups)
-    for ours, theirs in zip(together, plain, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.losses == pytest.approx(b.losses, abs=2e-4)
-            assert a.is_greedy == b.is_greedy
+    pairs = [*((context, end) for end in ends), (context[:300], ends[0]), (ends[1][:2], ends[1][2:]), ([1], ends[2])]
+    model, num_tokens = from_transformers(hf_model), 0
+
+    class Counting:
+        kv_spec, device, max_context = model.kv_spec, model.device, model.max_context
+
+        def __call__(self, token_ids, *, kv_cache=None):
+            nonlocal num_tokens
+            num_tokens += token_ids.numel()
+            return model(token_ids, kv_cache=kv_cache)
+
+    ours = make_loglikelihood(Counting(), TOKENIZER, batch_tokens=500)(pairs)
+    assert num_tokens < 1.1 * len(context), "what continuations share is computed once"
+    for (before, after), (total, is_greedy) in zip(pairs, ours, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([before + after]))[0, len(before) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None]).sum()
+        assert total == pytest.approx(float(expected), abs=1e-3)
+        assert is_greedy == (logits.argmax(-1).tolist() == after)
 
 
 @pytest.fixture
@@ -258,15 +267,20 @@ def test_base_eval_goes_on_where_it_was_stopped(settings, tmp_path, capsys, monk
     log.write_text("".join(lines[:50]) + lines[50][:20])
 
     scored = []
-    real = PrefixScorer.__call__
-    monkeypatch.setattr(PrefixScorer, "__call__", lambda self, groups: scored.extend(groups) or real(self, groups))
+    real = eval_model.make_loglikelihood
+
+    def counting(*args, **kwargs):
+        loglikelihood = real(*args, **kwargs)
+        return lambda pairs: scored.extend(pairs) or loglikelihood(pairs)
+
+    monkeypatch.setattr(eval_model, "make_loglikelihood", counting)
     assert base_eval.evaluate(settings) == 0
-    assert len(scored) == 96 - 49
+    assert len(scored) == NUM_OPTIONS - (24 + 24) * 4 - 2
     assert capsys.readouterr().out.splitlines()[1:] == said[1:]
 
     save_tiny_checkpoint(tmp_path / "base_checkpoints" / "d2", step=1, seed=5)
     assert base_eval.evaluate(settings) == 0
-    assert len(scored) == 96 - 49 + 96, "another model's verdicts are no use"
+    assert len(scored) == 2 * NUM_OPTIONS - (24 + 24) * 4 - 2, "another model's verdicts are no use"
 
 
 def test_fewer_items_have_a_log_of_their_own(settings, tmp_path, capsys):

@@ -54,6 +54,36 @@ def test_a_program_that_calls_ours_goes_on(monkeypatch, capsys):
     assert "chat-cli" in capsys.readouterr().out
 
 
+def test_decoding_takes_the_faster_dtype_unless_it_is_told_or_bfloat16_is_slow(monkeypatch):
+    cpu, measured, costs = torch.device("cpu"), [], {torch.float32: 1.0}
+
+    def cost(dtype: torch.dtype) -> float:
+        measured.append(dtype)
+        return costs[dtype]
+
+    monkeypatch.setattr(device, "decode_cost", cost)
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    for fast, costs[torch.bfloat16], expected in (
+        (True, 0.5, torch.bfloat16),
+        (True, 2.0, torch.float32),
+        (False, 0.5, torch.float32),
+    ):
+        device._faster_dtype.cache_clear()
+        measured.clear()
+        monkeypatch.setattr(device, "has_fast_bf16", lambda _, fast=fast: fast)
+        assert device.choose_decode_dtype(cpu) == device.choose_decode_dtype(cpu) == expected
+        assert len(measured) == (2 if fast else 0), "measured once in a process"
+        assert device.choose_decode_dtype(cpu, "bfloat16") == torch.bfloat16
+        monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
+        assert device.choose_decode_dtype(cpu) == torch.float16
+        monkeypatch.delenv("NANOCHAT_DTYPE")
+    device._faster_dtype.cache_clear()
+
+
+def test_the_cost_of_decoding_is_measured():
+    assert all(device.decode_cost(dtype) > 0 for dtype in (torch.float32, torch.bfloat16))
+
+
 def test_the_default_dtype_can_be_set(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)

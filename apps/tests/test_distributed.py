@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from nanochat_apps import base_train, cli, tok_train
+from nanochat_apps import base_train, cli, paths, tok_train
 from nanochat_data.tinyworld import TinyWorld
 
 FLAGS = [
@@ -69,3 +70,28 @@ def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
         for name in ("step", "step_loss", "grad_norm", "tokens", "val_bpb"):
             if name in expected:
                 assert line[name] == pytest.approx(expected[name], rel=2e-4), (name, expected)
+
+
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize(
+    "num_runs", [pytest.param(2, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)]
+)
+def test_ranks_that_have_done_their_work_end_well(world, tmp_path, num_runs):
+    """A rank that dies at the interpreter's end makes torchrun call a run that succeeded a failure."""
+    _, flags, environment = world
+    train(*flags, "--num-iterations", "2", "--model-tag", "d2")
+    chats = tmp_path / "chats.jsonl"
+    messages = (TinyWorld(0).conversation(i, skill="identity")["messages"] for i in range(60))
+    chats.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "nanochat_apps.chat_sft", "--mixture", str(chats), "--num-iterations", "2", "--save-every", "1"),
+        *("--device-type", "cpu", "--dtype", "float32", "--compile", "off"),
+    ]
+    failed = []
+    for run in range(num_runs):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            failed.append(f"run {run}: {done.stderr}")
+        shutil.rmtree(paths.checkpoints_root("sft"))
+    assert not failed

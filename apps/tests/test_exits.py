@@ -117,7 +117,7 @@ def test_no_thread_outlives_a_program(folder: Path, tmp_path: Path, name: str) -
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
 def test_no_thread_outlives_the_server_or_its_worker(folder: Path, tmp_path: Path) -> None:
-    server = start(folder, tmp_path, "chat_web -g noise --host 127.0.0.1 --port 0 --device-type cpu")
+    server = start(folder, tmp_path, "chat_web -g noise --host 127.0.0.1 --port 0 --device-type cpu --no-compile")
     assert server.stdout is not None
     url = ""
     for line in server.stdout:

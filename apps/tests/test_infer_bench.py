@@ -18,8 +18,8 @@ def report(capsys: pytest.CaptureFixture[str], **settings: object) -> dict[str, 
 def test_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
     said = report(capsys, depth=1, head_dim=32, vocab_size=300, max_seq_len=64, batch_sizes=(1, 3))
     weights = (
-        64 * 4 * 64 + 2 * 64 * 4 * 64 + 2 * 64 + 300 * 64 + 24
-    )  # attention, MLP, value gate, unembedding, smear gate
+        64 * 4 * 64 + 2 * 64 * 4 * 64 + 2 * 64 + 320 * 64 + 24
+    )  # attention, MLP, value gate, padded unembedding, smear gate
     assert said["weight_mib"] == pytest.approx(4 * weights / 2**20, rel=1e-3)
     for batch, size in zip(said["batches"], (1, 3), strict=True):  # type: ignore[call-overload]
         assert batch["batch_size"] == size

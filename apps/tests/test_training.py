@@ -17,17 +17,57 @@ from nanochat_model import load_model
 from nanochat_train import JsonlSink, list_steps, load_meta, read_metrics
 
 
-@pytest.fixture
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of generated text and a tokenizer trained on it."""
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
-    world, folder = TinyWorld(0), tmp_path / "texts"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated text and chats, and a tokenizer trained on the text."""
+    home, world = tmp_path_factory.mktemp("untrained"), TinyWorld(0)
+    (home / "texts").mkdir()
     for name, split, count in (("train", "train", 300), ("valid", "test", 20)):
         lines = (json.dumps({"text": world.document(i, split=split)}) + "\n" for i in range(count))
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    assert tok_train.train(tok_train.Settings(data=folder, vocab_size=300)) == 0
-    return folder
+        (home / "texts" / f"{name}.jsonl").write_text("".join(lines))
+    messages = (world.conversation(i, skill="identity")["messages"] for i in range(60))
+    (home / "chats.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(home / "base"))
+        assert tok_train.train(tok_train.Settings(data=home / "texts", vocab_size=300)) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a run of six steps under the tag `tiny`."""
+    home = tmp_path_factory.mktemp("trained") / "home"
+    shutil.copytree(untrained, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(home / "base"))
+        assert base_train.train(settings(home / "texts")) == 0
+    return home
+
+
+@pytest.fixture
+def corpus(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the text, with a tokenizer and no model in the base directory."""
+    return copy_of(untrained, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def trained_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the text, with the tokenizer and the model `tiny` in the base directory."""
+    return copy_of(trained, tmp_path, monkeypatch)
+
+
+def copy_of(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    return tmp_path / "texts"
+
+
+def weights(stage: str, tag: str | None = None) -> dict[str, torch.Tensor]:
+    return load_model(paths.find_checkpoint(stage, tag)).state_dict()
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
 def settings(corpus: Path, **changes) -> base_train.Settings:
@@ -52,78 +92,60 @@ def settings(corpus: Path, **changes) -> base_train.Settings:
     )
 
 
-def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(corpus):
-    whole = settings(corpus, model_tag="whole")
-    assert base_train.train(whole) == 0
-    parts = replace(whole, model_tag="parts", save_every=2, keep=2)
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(trained_on):
+    parts = settings(trained_on, model_tag="parts", save_every=2, keep=2)
     assert base_train.train(replace(parts, save_every=3)) == 0
     root = paths.checkpoints_root("base") / "parts"
     assert list_steps(root) == [3, 6]
-    for file in sorted((root / "step_000006").rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
+    shutil.rmtree(root / "step_000006")
     assert base_train.train(replace(parts, resume_from_step=3)) == 0
-    resumed, straight = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("parts", "whole"))
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert_equal(weights("base", "parts"), weights("base", "tiny"))
     steps = [json.loads(line)["step"] for line in (root / "metrics.jsonl").read_text().splitlines()]
     assert [s for s in steps if s <= 6] == sorted(steps)
 
 
-def test_a_checkpoint_says_what_it_is_and_nothing_of_the_machine(corpus, tmp_path):
-    base_train.train(settings(corpus))
+def test_a_checkpoint_says_what_it_is_and_nothing_of_the_machine(trained_on, trained):
     meta = load_meta(paths.find_checkpoint("base"))
     assert (meta["step"], meta["stage"], meta["settings"]["depth"]) == (6, "base", 1)
     assert meta["scores"]["val_bpb"] > 0
-    assert str(tmp_path) not in json.dumps(meta)
+    assert str(trained.parent) not in json.dumps(meta)
 
 
-def test_fine_tuning_starts_from_the_base_model_and_is_evaluated(corpus, tmp_path, capsys):
-    base_train.train(settings(corpus))
-    chats = tmp_path / "chats.jsonl"
-    lines = (
-        json.dumps({"messages": TinyWorld(0).conversation(i, skill="identity")["messages"]}) + "\n" for i in range(60)
-    )
-    chats.write_text("".join(lines))
-    assert (
-        chat_sft.train(chat_sft.Settings(mixture=f"{chats}:2", device_type="cpu", dtype="float32", compile="off")) == 0
-    )
+def test_fine_tuning_starts_from_the_base_model_and_is_evaluated(trained_on, tmp_path, capsys):
+    on_cpu = {"device_type": "cpu", "dtype": "float32"}
+    assert chat_sft.train(chat_sft.Settings(mixture=f"{tmp_path / 'chats.jsonl'}:2", compile="off", **on_cpu)) == 0
     meta = load_meta(paths.find_checkpoint("sft"))
     assert meta["base"] == "step_000006"
     assert meta["scores"]["val_bpb"] > 0
-    assert (
-        base_eval.evaluate(base_eval.Settings(data=corpus, split_tokens=500, device_type="cpu", dtype="float32")) == 0
-    )
-    assert tok_eval.evaluate(tok_eval.Settings(data=corpus)) == 0
+    assert base_eval.evaluate(base_eval.Settings(data=trained_on, split_tokens=500, **on_cpu)) == 0
+    assert tok_eval.evaluate(tok_eval.Settings(data=trained_on)) == 0
     said = capsys.readouterr().out
     assert "val: " in said
     assert "The capital of France is|" in said
     assert "bytes a token" in said
 
 
-def test_another_tokenizer_or_model_is_refused_by_name(corpus):
-    base_train.train(settings(corpus))
+def test_another_model_text_or_tokenizer_is_refused_by_name(trained_on):
+    resumed = settings(trained_on, resume_from_step=0)
     with pytest.raises(ValueError, match=r"n_head=2, these settings make n_head=1"):
-        base_train.train(settings(corpus, resume_from_step=0, head_dim=32))
+        base_train.train(replace(resumed, head_dim=32))
     with pytest.raises(UsageError, match=r"--resume-from-step 5: no such checkpoint .* \(there: 6\)"):
-        base_train.train(settings(corpus, resume_from_step=5))
-    tok_train.train(tok_train.Settings(data=corpus, vocab_size=301))
+        base_train.train(replace(resumed, resume_from_step=5))
+    for file, named in (("train", "training text"), ("valid", "validation text")):
+        path = trained_on / f"{file}.jsonl"
+        text = path.read_text()
+        path.write_text(text + json.dumps({"text": "one more"}) + "\n")
+        with pytest.raises(ValueError, match=rf"step_000006 was made with other {named} \(fingerprint \w{{12}}, now"):
+            base_train.train(resumed)
+        path.write_text(text)
+    tok_train.train(tok_train.Settings(data=trained_on, vocab_size=301))
     with pytest.raises(ValueError, match="another tokenizer"):
-        base_train.train(settings(corpus, resume_from_step=0))
-
-
-@pytest.mark.parametrize(("file", "named"), [("train", "training text"), ("valid", "validation text")])
-def test_other_text_is_refused_by_name(corpus, file, named):
-    base_train.train(settings(corpus, num_iterations=1))
-    path = corpus / f"{file}.jsonl"
-    path.write_text(path.read_text() + json.dumps({"text": "one more"}) + "\n")
-    with pytest.raises(ValueError, match=rf"step_000001 was made with other {named} \(fingerprint [0-9a-f]{{12}}, now"):
-        base_train.train(settings(corpus, resume_from_step=0))
+        base_train.train(resumed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(corpus, monkeypatch, number, capsys):
-    whole = settings(corpus, model_tag="whole")
-    assert base_train.train(whole) == 0
-    stopped = replace(whole, model_tag="stopped")
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(trained_on, monkeypatch, number, capsys):
+    stopped = settings(trained_on, model_tag="stopped")
     log = JsonlSink.log
 
     def log_and_signal(sink, step, metrics):
@@ -136,29 +158,24 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(corpus, 
     assert root_steps("stopped") == [2]
     assert "stopped after step 2, which is saved" in capsys.readouterr().err
     assert base_train.train(replace(stopped, resume_from_step=0)) == 0
-    ours, theirs = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("stopped", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_equal(weights("base", "stopped"), weights("base", "tiny"))
 
 
 def root_steps(tag: str) -> list[int]:
     return list_steps(paths.checkpoints_root("base") / tag)
 
 
-def test_fine_tuning_that_is_stopped_and_resumed_ends_with_the_same_weights(corpus, tmp_path):
-    base_train.train(settings(corpus, num_iterations=2))
+def test_fine_tuning_that_is_stopped_and_resumed_ends_with_the_same_weights(trained_on, tmp_path):
     chats = tmp_path / "chats.jsonl"
-    messages = (TinyWorld(0).conversation(i, skill="identity")["messages"] for i in range(60))
-    chats.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
     fine_tuning = chat_sft.Settings(
         mixture=str(chats), num_iterations=6, save_every=3, device_type="cpu", dtype="float32", compile="off"
     )
     assert chat_sft.train(fine_tuning) == 0
-    straight = load_model(paths.find_checkpoint("sft")).state_dict()
+    straight = weights("sft")
     shutil.rmtree(paths.find_checkpoint("sft"))
     assert chat_sft.train(replace(fine_tuning, resume_from_step=3)) == 0
-    resumed = load_model(paths.find_checkpoint("sft")).state_dict()
     assert load_meta(paths.find_checkpoint("sft"))["step"] == 6
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert_equal(weights("sft"), straight)
     chats.write_text(chats.read_text().replace("you", "thou", 1))
     with pytest.raises(ValueError, match=r"was made with other conversations"):
         chat_sft.train(replace(fine_tuning, resume_from_step=3))
@@ -183,24 +200,19 @@ def test_samples_and_core_come_every_so_often_and_at_the_end(corpus, tmp_path, c
     assert "capital" not in capsys.readouterr().err
 
 
-def test_a_new_run_takes_the_weights_of_an_old_one(corpus):
-    base_train.train(settings(corpus))
-    old = paths.find_checkpoint("base", "tiny")
-    base_train.train(
-        settings(corpus, model_tag="new", init_from=old, num_iterations=1, embedding_lr=0.0, matrix_lr=0.0)
-    )
-    new = load_model(paths.find_checkpoint("base", "new")).state_dict()
-    assert torch.equal(new["transformer.wte.weight"], load_model(old).state_dict()["transformer.wte.weight"])
+def test_a_new_run_takes_the_weights_of_an_old_one(trained_on):
+    old, name = paths.find_checkpoint("base", "tiny"), "transformer.wte.weight"
+    still = {"num_iterations": 1, "embedding_lr": 0.0, "matrix_lr": 0.0}
+    base_train.train(settings(trained_on, model_tag="new", init_from=old, **still))
+    assert torch.equal(weights("base", "new")[name], weights("base", "tiny")[name])
     assert load_meta(paths.find_checkpoint("base", "new"))["step"] == 1
     with pytest.raises(ValueError, match=r"n_head=2, these settings make n_head=1"):
-        base_train.train(settings(corpus, model_tag="other", init_from=old, head_dim=32))
+        base_train.train(settings(trained_on, model_tag="other", init_from=old, head_dim=32))
 
 
-def test_the_token_cache_changes_nothing_but_the_speed(corpus):
-    base_train.train(settings(corpus, model_tag="text"))
-    base_train.train(settings(corpus, model_tag="cache", cache_tokens=True))
-    ours, theirs = (load_model(paths.find_checkpoint("base", tag)).state_dict() for tag in ("cache", "text"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def test_the_token_cache_changes_nothing_but_the_speed(trained_on):
+    base_train.train(settings(trained_on, model_tag="cache", cache_tokens=True))
+    assert_equal(weights("base", "cache"), weights("base", "tiny"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -211,17 +223,16 @@ def test_short_dtypes_train(corpus, dtype):
     assert losses[-1] < losses[0]
 
 
-def test_runs_are_compared_and_different_validation_text_is_flagged(corpus, capsys):
-    for tag in ("one", "two"):
-        base_train.train(settings(corpus, model_tag=tag))
-    assert base_eval.evaluate(base_eval.Settings(compare=("one", "two"))) == 0
+def test_runs_are_compared_and_different_validation_text_is_flagged(trained_on, capsys):
+    base_train.train(settings(trained_on, model_tag="two"))
+    assert base_eval.evaluate(base_eval.Settings(compare=("tiny", "two"))) == 0
     page = Path(capsys.readouterr().out.splitlines()[-1])
     assert "cannot be compared" not in page.read_text()
     assert page.read_text().count("<svg") == 2
-    valid = corpus / "valid.jsonl"
+    valid = trained_on / "valid.jsonl"
     valid.write_text(valid.read_text() + json.dumps({"text": "one more"}) + "\n")
-    base_train.train(settings(corpus, model_tag="three"))
-    base_eval.evaluate(base_eval.Settings(compare=("one", "three")))
+    base_train.train(settings(trained_on, model_tag="three"))
+    base_eval.evaluate(base_eval.Settings(compare=("tiny", "three")))
     assert "cannot be compared" in page.read_text()
 
 

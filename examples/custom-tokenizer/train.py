@@ -87,9 +87,8 @@ def main() -> None:
             (Path(folder) / name).write_text(TEXT * 20)
         engine, losses = train(Path(folder))
     print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
-    prompt = [engine.tokenizer.bos_id, *engine.tokenizer.encode("red fox")]
-    [result], _ = engine.generate_batch(prompt, max_tokens=12, temperature=0.0)
-    print(engine.tokenizer.decode(result))
+    [completion] = engine.complete("red fox", max_tokens=12, temperature=0.0)
+    print(f"red fox{completion.text}")
 
 
 if __name__ == "__main__":

@@ -73,10 +73,10 @@ def make_engine() -> Engine:
 
 
 def main() -> None:
-    engine = make_engine()
-    prompt = engine.tokenizer.encode(sys.argv[1] if len(sys.argv) > 1 else "the cat")
-    for column, _ in engine.generate(prompt, max_tokens=60, temperature=0.7, seed=1):
-        print(engine.tokenizer.decode(column), end="", flush=True)
+    prompt = sys.argv[1] if len(sys.argv) > 1 else "the cat"
+    for part in make_engine().stream_complete(prompt, max_tokens=60, temperature=0.7, seed=1):
+        if isinstance(part, str):  # at last comes the whole completion
+            print(part, end="", flush=True)
     print()
 
 

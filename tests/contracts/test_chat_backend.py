@@ -24,6 +24,7 @@ def test_engine_backend(checkpoint: Path) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.slow
 def test_worker_processes_that_load_while_the_server_runs(checkpoint: Path) -> None:
     async def check() -> None:
         arguments = {"checkpoint_dir": str(checkpoint), "dtype": "float32", "max_rows": 8}

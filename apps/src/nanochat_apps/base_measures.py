@@ -56,12 +56,12 @@ def core(
     """CORE over these tasks, in passes of as many tokens as `rows` rows have; see `evaluate_core` for the log."""
     from nanochat_train import evaluate_core
 
-    from nanochat_apps.scoring import PrefixScorer
+    from nanochat_apps.eval_model import make_loglikelihood
 
     return evaluate_core(
         tasks,
         lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
-        PrefixScorer(model, vocab_size=model.config.vocab_size, batch_tokens=rows * model.config.sequence_len),
+        make_loglikelihood(model, tokenizer, batch_tokens=rows * model.config.sequence_len),
         max_tokens=model.cos.size(0),
         log=log,
         world=world,
@@ -76,12 +76,7 @@ def samples(
     """How the model goes on from each of `PROMPTS`, a line each: prompt|continuation."""
     from nanochat_engine import Engine
 
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
-    answers = Engine(model, tokenizer).complete_batch(
-        prompts, num_samples=num_samples, max_tokens=max_tokens, temperature=temperature
-    )
-    return [
-        f"{prompt}|{tokenizer.decode(sample.token_ids)}"
-        for prompt, drawn in zip(PROMPTS, answers, strict=True)
-        for sample in drawn
-    ]
+    engine = Engine(model, tokenizer, tools={}, max_rows=len(PROMPTS), prefix_rows=0)
+    drawn = engine.complete(PROMPTS, n=num_samples, max_tokens=max_tokens, temperature=temperature)
+    prompts = [prompt for prompt in PROMPTS for _ in range(num_samples)]
+    return [f"{prompt}|{sample.text}" for prompt, sample in zip(prompts, drawn, strict=True)]

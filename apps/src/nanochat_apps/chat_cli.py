@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nanochat_apps import cli, paths
-from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, tune_process
+from nanochat_apps.device import DeviceType, DtypeName, choose_decode_dtype, choose_device, tune_process
 from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
-    from nanochat_engine import Engine
-
-    from nanochat_apps.answers import Call
+    from nanochat_engine import Engine, ToolCall
 
 DEFAULTS = Sampling(temperature=0.6, top_k=50, max_tokens=256)
 
@@ -26,9 +24,6 @@ CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
     range(127, 160), 65533
 )
 """A model's control characters are shown, not sent to the terminal."""
-
-PREFIX_BYTES = 1 << 28
-"""Of keys and values kept from one turn to the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +51,7 @@ class Settings:
     device_type: DeviceType = "auto"
     """Where to compute."""
     dtype: Annotated[DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
+    """Precision; if not given bfloat16, or float32 where that decodes faster."""
     quantize: Literal["int8"] | None = None
     """Keep the weights as int8: a quarter of the memory, answers that differ a little."""
 
@@ -76,8 +71,6 @@ class Chat:
         self._engine = engine
         self._settings = settings
         self._sampling = choose_sampling(settings, settings.checkpoint, otherwise=DEFAULTS)
-        # One for the whole conversation: each turn reads only what was not said before.
-        self._batcher = engine.batcher(max_rows=1, prefix_budget_bytes=PREFIX_BYTES)
         self.messages: list[dict[str, Any]] = []
         self._num_turns = 0
 
@@ -85,56 +78,56 @@ class Chat:
         """Forgets what was said."""
         self.messages = []
 
-    def answer(self, text: str) -> Generator[str | Call, None, None]:
+    def answer(self, text: str) -> Generator[str | ToolCall, None, None]:
         """Yields the answer to a user's text as it comes; closing it keeps what was said up to there.
 
         Raises `ValueError` in one line if the conversation no longer fits; it then goes on as if nothing was asked.
         """
-        from nanochat_engine import Request
-        from nanochat_tokenizer import SPECIAL_TOKENS, Tokenizer
+        from nanochat_engine import Completion
 
-        from nanochat_apps.answers import AnswerReader
-
-        tokenizer, limits, settings = self._engine.tokenizer, self._sampling, self._settings
-        assert isinstance(tokenizer, Tokenizer)
-        reader = AnswerReader(tokenizer, SPECIAL_TOKENS)
-        batcher = self._batcher
-        request_id = batcher.submit(
-            Request(
-                token_ids=self._prompt(tokenizer, text),
-                max_tokens=limits.max_tokens,
-                temperature=limits.temperature,
-                top_k=limits.top_k,
-                seed=settings.seed + self._num_turns,
-            )
+        parts = self._engine.stream_complete(
+            self._prompt_ids(text),
+            max_tokens=self._sampling.max_tokens,
+            temperature=self._sampling.temperature,
+            top_k=self._sampling.top_k,
+            seed=self._settings.seed + self._num_turns,
         )
         self._num_turns += 1
+        said: list[str | ToolCall] = []
         try:
-            while not batcher.idle:
-                for event in batcher.step():
-                    if event.error is not None:
-                        raise event.error
-                    if event.token_id is not None:
-                        yield from reader.push(event.token_id, event.mask)
-            yield from reader.finish()
+            for part in parts:
+                if not isinstance(part, Completion):
+                    said.append(part)
+                    yield part
         finally:
-            if batcher.cancel(request_id):  # closed before the end
-                batcher.step()
-            if reader.parts and settings.source != "base":
-                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reader.parts}]
+            if said and self._settings.source != "base":
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": _content(said)}]
 
-    def _prompt(self, tokenizer: Any, text: str) -> list[int]:
-        from nanochat_tokenizer import render_for_completion
-
+    def _prompt_ids(self, text: str) -> list[int]:
         if self._settings.source == "base":
-            return [tokenizer.bos_id, *tokenizer.encode(text)]
-        ids = render_for_completion(tokenizer, {"messages": [*self.messages, {"role": "user", "content": text}]})
+            return self._engine.prompt_ids(text)
+        ids = self._engine.chat_ids([*self.messages, {"role": "user", "content": text}])
         room = self._engine.model.max_context
         if len(ids) >= room:
             what = "the conversation has" if self.messages else "the prompt has"
             advice = "; clear starts a new one" if self.messages else ""
             raise ValueError(f"{what} {len(ids)} tokens, the model's context holds {room} with the answer{advice}")
         return ids
+
+
+def _content(said: Sequence[str | ToolCall]) -> list[dict[str, str]]:
+    """What an assistant said up to some point, as the parts of its message."""
+    parts: list[dict[str, str]] = []
+    for piece in said:
+        if not isinstance(piece, str):
+            parts.append({"type": "python", "text": piece.expression})
+            if piece.output is not None:
+                parts.append({"type": "python_output", "text": piece.output})
+        elif parts and parts[-1]["type"] == "text":
+            parts[-1]["text"] += piece
+        else:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def chat(settings: Settings) -> int:
@@ -146,8 +139,8 @@ def chat(settings: Settings) -> int:
     import nanochat_engine
 
     device = choose_device(settings.device_type)
-    dtype = choose_dtype(device, settings.dtype)
-    engine = nanochat_engine.load(checkpoint, device=device, dtype=dtype, quantize=settings.quantize)
+    dtype = choose_decode_dtype(device, settings.dtype)
+    engine = nanochat_engine.load(checkpoint, device=device, dtype=dtype, quantize=settings.quantize, max_rows=1)
     talk = Chat(engine, settings)
     if settings.prompt is not None:
         _show(talk.answer(_as_utf8(settings.prompt)))
@@ -193,13 +186,13 @@ def take_turn(talk: Chat, text: str) -> None:
         print(f"error: {cli.describe(error)}", file=sys.stderr)
 
 
-def _show(answer: Iterator[str | Call]) -> None:
+def _show(answer: Iterator[str | ToolCall]) -> None:
     for piece in answer:
         show_piece(piece)
     print()
 
 
-def show_piece(piece: str | Call) -> None:
+def show_piece(piece: str | ToolCall) -> None:
     """Text as it is; a tool call like `[12+7 = 19]`, dim on a terminal."""
     if isinstance(piece, str):
         print(piece.translate(CONTROLS), end="", flush=True)

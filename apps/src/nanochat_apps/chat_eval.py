@@ -55,7 +55,7 @@ class Settings:
     device_type: device.DeviceType = "auto"
     """Where to compute."""
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
+    """Precision; if not given bfloat16, or float32 where that decodes faster."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2:
@@ -101,23 +101,25 @@ def load_task(name: str) -> Task:
 
 def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, world: World, where: torch.device) -> None:
     import nanochat_engine
-    from nanochat_model import PackedGPT
+    from nanochat_model import GPT
     from nanochat_train import EvaluationLog, chat_core, evaluate_chat
 
-    from nanochat_apps.answering import EngineWriter, LetterChooser
+    from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
 
-    engine = nanochat_engine.load(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
-    assert isinstance(engine.model, PackedGPT)
-    write = EngineWriter(
-        engine,
-        num_samples=settings.num_samples,
+    dtype = device.choose_decode_dtype(where, settings.dtype)
+    engine = nanochat_engine.load(checkpoint, device=where, dtype=dtype, max_rows=settings.num_rows)
+    model = engine.model
+    assert isinstance(model, GPT)
+    params = nanochat_engine.SamplingParams(
+        n=settings.num_samples,
         max_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
         seed=settings.seed,
-        max_rows=settings.num_rows,
     )
-    choose = LetterChooser(engine, batch_size=settings.batch_size, max_tokens=engine.model.cos.size(0))
+    loglikelihood = make_loglikelihood(
+        model, engine.tokenizer, batch_tokens=settings.batch_size * model.config.sequence_len
+    )
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
     say(world, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
     folder = paths.report_dir() / f"chat_eval_{settings.source}_{name.replace('/', '_')}"
@@ -128,7 +130,7 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         subject = {
             "checkpoint": paths.checkpoint_digest(checkpoint),
             "task": task.fingerprint,
-            "dtype": str(engine.model.compute_dtype),
+            "dtype": str(model.compute_dtype),
         }
         if task.eval_type == "generative":
             asked = ("num_samples", "temperature", "max_new_tokens", "top_k", "seed")
@@ -136,8 +138,8 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         result = evaluate_chat(
             task_name,
             task,
-            write=write,
-            choose=choose,
+            write=EngineWriter(engine, params),
+            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=settings.max_problems,
             problems_at_once=8 * settings.batch_size,
             log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),

@@ -154,19 +154,22 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
 
 
 def make_sampler(settings: Settings, model: GPT, tokenizer: Tokenizer) -> Sampler:
-    """Samples with the weights that are being trained, as they are at the time."""
-    from nanochat_engine import Engine
+    """Samples with a copy of the model that is laid out for decoding."""
+    from nanochat_engine import Engine, SamplingParams
+    from nanochat_model import prepare_for_inference
+    from nanochat_tokenizer import render_for_completion
 
     from nanochat_apps.rollouts import Sampler
 
-    return Sampler(
-        engine=Engine(model, tokenizer),
-        tokenizer=tokenizer,
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
+    engine = Engine(
+        prepare_for_inference(model),
+        tokenizer,
+        render_chat=lambda messages: render_for_completion(tokenizer, {"messages": messages}),
         max_rows=settings.max_rows,
+        prefix_rows=0,
     )
+    params = SamplingParams(max_tokens=settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k)
+    return Sampler(model=model, engine=engine, params=params)
 
 
 def make_loader(settings: Settings, sampler: Sampler, task: Task, world: World) -> RolloutLoader:
@@ -179,7 +182,7 @@ def make_loader(settings: Settings, sampler: Sampler, task: Task, world: World) 
         examples_per_step=settings.examples_per_step,
         num_samples=settings.num_samples,
         rows_per_batch=settings.device_batch_size,
-        pad_id=sampler.tokenizer.bos_id,
+        pad_id=sampler.engine.tokenizer.bos_id,
         seed=settings.seed,
         identity=sampler.identity,
         world=world,

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nanochat_apps import cli, paths
-from nanochat_apps.device import DeviceType, DtypeName, choose_device, choose_dtype, tuned_environment
+from nanochat_apps.device import (
+    DeviceType,
+    DtypeName,
+    choose_decode_dtype,
+    choose_device,
+    has_compiler,
+    tuned_environment,
+)
 from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
@@ -53,15 +60,21 @@ class Settings:
     host: str = "0.0.0.0"
     """Address to listen on; 127.0.0.1 for this machine alone."""
     dtype: Annotated[DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    """Precision; if not given bfloat16, or float32 where bfloat16 is slow."""
+    """Precision; if not given bfloat16, or float32 where that decodes faster."""
     device_type: DeviceType = "auto"
     """Where to compute."""
     quantize: Literal["int8"] | None = None
     """Keep the weights as int8: a quarter of the memory, answers that differ a little."""
-    compile: bool = False
-    """Compile the model's step beside the first answers; on CUDA, capture it."""
+    compile: bool = True
+    """Compile the model's step beside the first answers, where there is a C++ compiler; on CUDA, capture it before."""
     max_rows: int = 32
     """Answers that one replica writes at a time; more wait."""
+    prefix_rows: int | None = None
+    """Rows beside these that keep cached prefixes of earlier prompts; 0 keeps none. Default: as many."""
+    kv_budget_mib: int | None = None
+    """Memory that the keys and values of one replica's rows may take; fewer rows fit then."""
+    prefill_tokens: int = 256
+    """Prompt tokens computed in a step, beside one token of each answer."""
     max_requests: int = 64
     """Answers running or waiting at a time, a replica; one more gets status 429."""
     max_requests_per_client: int = 32
@@ -84,8 +97,9 @@ class Settings:
     def __post_init__(self) -> None:
         counts = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
         rows = dict.fromkeys(("max_rows", "max_requests", "max_requests_per_client"), (1, 100_000))
+        cache = {"prefix_rows": (0, 100_000), "kv_budget_mib": (1, 1 << 30), "prefill_tokens": (1, 1 << 20)}
         seconds = {"queue_timeout_s": (0.1, 86_400), "request_timeout_s": (0.1, 86_400), "drain_s": (0, 86_400)}
-        for field, (low, high) in {**counts, **rows, **seconds, "temperature": (0, 2)}.items():
+        for field, (low, high) in {**counts, **rows, **cache, **seconds, "temperature": (0, 2)}.items():
             value = getattr(self, field)
             if value is not None and not low <= value <= high:
                 flag = field.replace("_", "-")
@@ -109,7 +123,7 @@ def serve(settings: Settings) -> int:
         from nanochat_serve import ServerSettings, WorkerPool
 
         devices = choose_devices(settings.device_type, settings.num_gpus)
-        dtype = choose_dtype(devices[0], settings.dtype)
+        dtype = choose_decode_dtype(devices[0], settings.dtype)
         announce(settings, listener, checkpoint, devices, dtype, has_key=api_key is not None)
         pool = WorkerPool(
             "nanochat_apps.chat_backend:create_worker",
@@ -117,9 +131,12 @@ def serve(settings: Settings) -> int:
             arguments={
                 "checkpoint_dir": str(checkpoint),
                 "dtype": str(dtype).removeprefix("torch."),
-                "max_rows": settings.max_rows,
                 "quantize": settings.quantize,
-                "compile": settings.compile,
+                "max_rows": settings.max_rows,
+                "prefix_rows": settings.prefix_rows,
+                "kv_budget_bytes": None if settings.kv_budget_mib is None else settings.kv_budget_mib << 20,
+                "prefill_tokens": settings.prefill_tokens,
+                "compile": settings.compile and has_compiler(),
             },
             environment=tuned_environment(),
         )
@@ -236,7 +253,9 @@ def announce(
     everywhere = settings.host in ("0.0.0.0", "::", "")
     host = "127.0.0.1" if everywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
     if settings.dtype is None and dtype == torch.float32:
-        print("computing in float32: bfloat16 is slow here")
+        print("computing in float32: bfloat16 is slower here")
+    if settings.compile and not has_compiler():
+        print("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
     where = ", ".join(map(str, devices))
     print(
         f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open http://{host}:{port}", flush=True

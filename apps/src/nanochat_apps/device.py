@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import shutil
 import sys
 import time
 from functools import cache
@@ -24,8 +26,9 @@ TUNING = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "THP_MEM_ALLOC_ENABLE": "1",
     # OpenMP's threads wait in a loop for so many rounds before they sleep. By default it is milliseconds, in which a
-    # process that shares its processors keeps them from the very threads that it waits for.
-    "GOMP_SPINCOUNT": "5000",
+    # process that shares its processors keeps them from the very threads that it waits for; much less than this, and
+    # decoding has to wake them for every product.
+    "GOMP_SPINCOUNT": "30000",
 }
 """What glibc and OpenMP read when a process starts. A user's own settings go before."""
 
@@ -79,6 +82,49 @@ def choose_dtype(device: torch.device, name: DtypeName | None = None) -> torch.d
             raise UsageError(f"NANOCHAT_DTYPE={default}: unknown dtype; choose from {', '.join(named)}")
         return named[default]
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def choose_decode_dtype(device: torch.device, name: DtypeName | None = None) -> torch.dtype:
+    """`choose_dtype` for decoding: a CPU that computes bfloat16 fast in training may still be slower at it row by row.
+
+    By default it is measured, in some tens of milliseconds, once in a process.
+    """
+    import torch
+
+    chosen = choose_dtype(device, name)
+    asked = name is not None or os.environ.get("NANOCHAT_DTYPE")
+    return _faster_dtype() if chosen == torch.bfloat16 and device.type == "cpu" and not asked else chosen
+
+
+@cache
+def _faster_dtype() -> torch.dtype:
+    import torch
+
+    return min((torch.bfloat16, torch.float32), key=decode_cost)
+
+
+def decode_cost(dtype: torch.dtype) -> float:
+    """Product of the seconds that one row and 32 rows take through a few layers' weights on the CPU."""
+    import torch
+
+    weights = [torch.full((3072, 768), 0.01, dtype=dtype) for _ in range(4)]
+    durations_s = []
+    with torch.inference_mode():
+        for num_rows in (1, 32):
+            x = torch.ones(num_rows, 768, dtype=dtype)
+            rounds_s = []
+            for _ in range(4):  # the first one warms up
+                start = time.perf_counter()
+                for weight in weights:
+                    torch.nn.functional.linear(x, weight)
+                rounds_s.append(time.perf_counter() - start)
+            durations_s.append(min(rounds_s))
+    return math.prod(durations_s)
+
+
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that compiling a step needs."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def has_fast_bf16(device: torch.device) -> bool:

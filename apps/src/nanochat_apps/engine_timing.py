@@ -1,4 +1,4 @@
-"""Times the engine's steps: batches of requests, prompts, and waiting for a compiled step. What infer-bench prints."""
+"""Times the engine's steps: batches of requests, prompts, and waiting for compiled steps. What infer-bench prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nanochat_apps import device
 
 if TYPE_CHECKING:
-    from nanochat_engine import Engine
+    from nanochat_engine import Engine, SamplingParams
     from nanochat_model import GPT
 
     from nanochat_apps.limits import Limits
@@ -57,20 +57,20 @@ class NoEnds:
 
 
 def measure_batch(
-    engine: Engine, model: GPT, limits: Limits, batch_size: int, prompt_tokens: int, max_tokens: int
+    engine: Engine, model: GPT, limits: Limits, batch_size: int, prompt_tokens: int, params: SamplingParams
 ) -> Measured:
-    """Submits a batch at once and times its steps; the limits are those measured so far."""
+    """Submits a batch at once and times its steps; the limits are those measured so far. `params` set the number of tokens."""
     from nanochat_engine import Request
 
-    batcher = engine.batcher(max_rows=batch_size)
+    assert params.max_tokens is not None
     start = limits.clock()
     for seed in range(batch_size):
-        prompt = [(seed * 7919 + i * 31) % model.config.vocab_size for i in range(prompt_tokens)]
-        batcher.submit(Request(token_ids=prompt, max_tokens=max_tokens, temperature=0.0, seed=seed))
+        prompt = made_up_prompt(prompt_tokens, model.config.vocab_size, seed)
+        engine.submit(Request(token_ids=prompt, params=params.with_seed(seed)))
     first_s: dict[int, float] = {}
     steps_s, last = [], start
-    while not batcher.idle:
-        events = batcher.step()
+    while not engine.idle:
+        events = engine.step()
         now = limits.clock()
         decoded_only = len(first_s) == batch_size
         for event in events:
@@ -80,7 +80,7 @@ def measure_batch(
         last = now
     steps_s = sorted(steps_s) or [last - start]
     step_s = statistics.median(steps_s)
-    context = prompt_tokens + max_tokens // 2
+    context = prompt_tokens + params.max_tokens // 2
     kv_bytes = model.kv_bytes_per_token() * batch_size
     read_bytes = engine.model.weight_bytes() + kv_bytes * context  # type: ignore[attr-defined]
     return Measured(
@@ -91,24 +91,29 @@ def measure_batch(
         tok_per_s=batch_size / step_s,
         mbu=read_bytes / step_s / limits.stream_bytes,
         mfu=batch_size * model.decode_flops(context) / step_s / limits.matmul_flops,
-        kv_mib=kv_bytes * (prompt_tokens + max_tokens) / 2**20,
+        kv_mib=kv_bytes * (prompt_tokens + params.max_tokens) / 2**20,
         peak_memory_mib=device.peak_memory_bytes(model.device) / 2**20,
     )
 
 
-def measure_prefill(engine: Engine, limits: Limits, num_tokens: int, vocab_size: int, *, rounds: int = 3) -> float:
-    """Prompt tokens a second, read in one chunk; the median of some rounds."""
-    from nanochat_engine import Request
+def measure_prefill(model: GPT, limits: Limits, num_tokens: int, *, rounds: int = 3) -> float:
+    """Prompt tokens a second of a prompt computed in one step; the median of some rounds."""
+    from nanochat_engine import Engine, Request, SamplingParams
 
+    vocab_size = model.config.vocab_size
+    engine = Engine(model, NoEnds(vocab_size), tools={}, max_rows=1, prefix_rows=0, prefill_tokens=num_tokens)
     durations_s = []
     for seed in range(rounds):
-        batcher = engine.batcher(max_rows=1, prefill_tokens=num_tokens)
-        prompt = [(seed * 7919 + i * 31) % vocab_size for i in range(num_tokens)]
-        batcher.submit(Request(token_ids=prompt, max_tokens=1, temperature=0.0))
+        prompt = made_up_prompt(num_tokens, vocab_size, seed)
+        engine.submit(Request(token_ids=prompt, params=SamplingParams(max_tokens=1, temperature=0.0)))
         start = limits.clock()
-        batcher.step()
+        engine.step()
         durations_s.append(limits.clock() - start)
     return num_tokens / statistics.median(durations_s)
+
+
+def made_up_prompt(num_tokens: int, vocab_size: int, seed: int) -> list[int]:
+    return [(seed * 7919 + i * 31) % vocab_size for i in range(num_tokens)]
 
 
 def prefill_flops(model: GPT, num_tokens: int) -> int:
@@ -117,15 +122,10 @@ def prefill_flops(model: GPT, num_tokens: int) -> int:
     return num_tokens * (model.decode_flops(num_tokens // 2) - unembedding) + unembedding
 
 
-def wait_until_compiled(engine: Engine) -> float | None:
-    """Seconds until the compiled step was there; None on a device where graphs are captured on the way."""
-    from nanochat_engine.compiled import CompiledStep
-
-    step, start = engine.model_step, time.perf_counter()
-    if not isinstance(step, CompiledStep):
-        return None
-    if not step.wait(COMPILE_LIMIT_S):
-        raise RuntimeError(
-            f"the step is not compiled after {COMPILE_LIMIT_S:.0f} s (see the warning above); run eagerly"
-        )
+def wait_until_compiled(engine: Engine) -> float:
+    """Waits until steps for all batch sizes are compiled; seconds it took. Raises `RuntimeError` if they can't be."""
+    start = time.perf_counter()
+    assert engine.steps is not None
+    if not engine.steps.wait(COMPILE_LIMIT_S):
+        raise RuntimeError(f"steps are not compiled after {time.perf_counter() - start:.0f} s; run with --no-compile")
     return time.perf_counter() - start

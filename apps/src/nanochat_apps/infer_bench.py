@@ -45,10 +45,14 @@ class Settings:
     """Of each request."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 64
     """Tokens of each answer."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
+    """0 always takes the likeliest token."""
+    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Likeliest tokens to choose from; 0: all."""
     prefill_tokens: int | None = None
-    """Length of the prompt that the prefill rate is measured on, read in one chunk; by default 1024, or what fits."""
+    """Length of the prompt that the prefill rate is measured on, in one step; by default 1024, or what fits."""
     compile: bool = False
-    """Compile the decoding step (processor) or capture it (CUDA) before measuring."""
+    """Compile the decoding steps (CPU) or capture them (CUDA) before measuring."""
     quantize: Literal["int8"] | None = None
     """Keep the weights as int8."""
     data: Path | None = None
@@ -81,8 +85,8 @@ class Settings:
 def bench(settings: Settings) -> int:
     """Prints a table and one JSON line."""
     import torch
-    from nanochat_engine import Engine
-    from nanochat_model import PackedGPT
+    from nanochat_engine import Engine, SamplingParams
+    from nanochat_model import prepare_for_inference
 
     from nanochat_apps.engine_timing import (
         NoEnds,
@@ -97,17 +101,25 @@ def bench(settings: Settings) -> int:
     dtype = device.choose_dtype(where, settings.dtype)
     model, tokenizer = _model(settings, where, dtype)
     prefill_tokens = _prefill_length(settings, model.max_context)
-    packed = PackedGPT(model, quantize=settings.quantize)
-    bpb = _bits_per_byte(settings.data, model, packed, tokenizer) if settings.data is not None else None
-    engine = Engine(packed, NoEnds(model.config.vocab_size), tools={}, compile=settings.compile)
+    prepared = prepare_for_inference(model, quantize=settings.quantize)
+    bpb = _bits_per_byte(settings.data, model, prepared, tokenizer) if settings.data is not None else None
+    engine = Engine(
+        prepared,
+        NoEnds(model.config.vocab_size),
+        tools={},
+        max_rows=max(settings.batch_sizes),
+        prefix_rows=0,
+        compile=settings.compile,
+    )
+    params = SamplingParams(max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k)
     compile_s = wait_until_compiled(engine) if settings.compile else None
     limits = Limits(where, dtype, time.perf_counter if settings.clock == "wall" else time.process_time)
     limits.measure()
-    prefill_tok_per_s = measure_prefill(engine, limits, prefill_tokens, model.config.vocab_size)
+    prefill_tok_per_s = measure_prefill(prepared, limits, prefill_tokens)
     runs = []
     for batch_size in settings.batch_sizes:
         limits.measure()
-        runs.append(measure_batch(engine, model, limits, batch_size, settings.prompt_tokens, settings.max_tokens))
+        runs.append(measure_batch(engine, model, limits, batch_size, settings.prompt_tokens, params))
         limits.measure()
     flops = prefill_flops(model, prefill_tokens)
     report: dict[str, object] = {
@@ -119,7 +131,7 @@ def bench(settings: Settings) -> int:
         "compile_s": compile_s,
         "clock": settings.clock,
         "threads": torch.get_num_threads(),
-        "weight_mib": packed.weight_bytes() / 2**20,
+        "weight_mib": prepared.weight_bytes() / 2**20,
         "matmul_gflops": limits.matmul_flops / 1e9,
         "stream_gb_per_s": limits.stream_bytes / 1e9,
         "prompt_tokens": settings.prompt_tokens,
@@ -129,6 +141,7 @@ def bench(settings: Settings) -> int:
         "bpb": bpb,
         "batches": [asdict(run) for run in runs],
     }
+    engine.close()
     show(report, runs)
     print(json.dumps(rounded(report)))
     return 0
@@ -170,10 +183,9 @@ def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple
     return model.requires_grad_(False).to(where), None
 
 
-def _bits_per_byte(data: Path, model: GPT, packed: torch.nn.Module, tokenizer: Tokenizer | None) -> dict[str, float]:
+def _bits_per_byte(data: Path, model: GPT, prepared: GPT, tokenizer: Tokenizer | None) -> dict[str, float]:
     """Of the model and of its quantized self on the same text."""
     from itertools import islice
-    from typing import Any, cast
 
     import torch
     from nanochat_data import open_text_source, validation_batches
@@ -182,12 +194,12 @@ def _bits_per_byte(data: Path, model: GPT, packed: torch.nn.Module, tokenizer: T
     assert tokenizer is not None
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
     found = {}
-    for name, measured in (("full", model), ("quantized", packed)):
+    for name, measured in (("full", model), ("quantized", prepared)):
         source = open_text_source(data, split="val")
         batches = islice(
             validation_batches(source, tokenizer, batch_size=8, sequence_len=model.config.sequence_len), BPB_ROWS // 8
         )
-        found[name] = bits_per_byte(cast(Any, measured), batches, lengths, device=model.device).bpb
+        found[name] = bits_per_byte(measured, batches, lengths, device=model.device).bpb
     return found | {"cost": found["quantized"] - found["full"]}
 
 

@@ -3,66 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
-from nanochat_tokenizer import render_for_completion
+from nanochat_engine import Completion, Engine, Request, SamplingParams
+from nanochat_model import GPT, update_prepared
 from nanochat_train import Rollout, World, pass_at_k
-
-from nanochat_apps.answers import spoken
 
 if TYPE_CHECKING:
     from nanochat_data import Conversation, Task
-    from nanochat_engine import Completion, Engine
-    from nanochat_tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampler:
-    """How answers are sampled."""
+    """How answers are sampled: with the weights that are being trained, as they are at the time."""
 
+    model: GPT
     engine: Engine
-    tokenizer: Tokenizer
-    max_tokens: int
-    temperature: float
-    top_k: int | None
-    max_rows: int
+    """Over a prepared copy of the model, without cached prefixes: none may outlive the weights it was computed with."""
+    params: SamplingParams
 
     @property
     def identity(self) -> dict[str, str | int]:
         """What the answers depend on besides weights, prompts and seeds."""
-        return {"max_tokens": self.max_tokens, "temperature": str(self.temperature), "top_k": self.top_k or 0}
+        params = self.params
+        return {
+            "max_tokens": params.max_tokens or 0,
+            "temperature": str(params.temperature),
+            "top_k": params.top_k or 0,
+        }
 
     def rollouts(
         self, conversations: Sequence[Conversation], task: Task, num_samples: int, seeds: Sequence[int]
     ) -> list[list[Rollout]]:
         """`num_samples` graded answers to each conversation's question, which draw from that conversation's seed."""
-        prompts = [render_for_completion(self.tokenizer, conversation) for conversation in conversations]
-        answers = self.engine.complete_batch(
-            prompts,
-            num_samples=num_samples,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            seed=seeds,
-            max_rows=max(self.max_rows, num_samples),
-        )
+        update_prepared(cast(GPT, self.engine.model), self.model)
+        requests = [
+            Request(
+                token_ids=self.engine.chat_ids(conversation["messages"]),
+                params=replace(self.params, n=num_samples, seed=seed),
+            )
+            for conversation, seed in zip(conversations, seeds, strict=True)
+        ]
         return [
-            [self._rollout(prompt, completion, conversation, task) for completion in completions]
-            for prompt, completions, conversation in zip(prompts, answers, conversations, strict=True)
+            [_rollout(request.token_ids, completion, conversation, task) for completion in completions]
+            for request, completions, conversation in zip(
+                requests, self.engine.run(requests), conversations, strict=True
+            )
         ]
 
-    def _rollout(
-        self, prompt: Sequence[int], completion: Completion, conversation: Conversation, task: Task
-    ) -> Rollout:
-        # The token that ended the answer was the model's choice too, and is trained like any other.
-        end = [] if completion.end_id is None else [completion.end_id]
-        return Rollout(
-            token_ids=[*prompt, *completion.token_ids, *end],
-            mask=[0] * len(prompt) + completion.mask + [1] * len(end),
-            reward=task.reward(conversation, spoken(self.tokenizer, completion.token_ids)),
-            cut_off=completion.finished == "length",
-        )
+
+def _rollout(prompt: Sequence[int], completion: Completion, conversation: Conversation, task: Task) -> Rollout:
+    # The token that ended the answer was the model's choice too, and is trained like any other.
+    end = [] if completion.end_id is None else [completion.end_id]
+    return Rollout(
+        token_ids=[*prompt, *completion.token_ids, *end],
+        mask=[0] * len(prompt) + completion.mask + [1] * len(end),
+        reward=task.reward(conversation, completion.text),
+        cut_off=completion.finish_reason == "length",
+    )
 
 
 def pass_rates(sampler: Sampler, task: Task, num_samples: int, *, seed: int, world: World) -> dict[str, float]:

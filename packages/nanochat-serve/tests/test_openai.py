@@ -56,47 +56,44 @@ def test_chunks_share_an_id_and_end_with_done():
     assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], USAGE)
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ([], "body"),
-        (ask(tools=[{"type": "function"}]), "tools"),
-        (ask(logprobs=True), "logprobs"),
-        (ask(n=9), "n"),
-        (ask(n=0), "n"),
-        (ask(stream="yes"), "stream"),
-        (ask(stream_options=3), "stream_options"),
-        (ask(top_p=0), "top_p"),
-        (ask(response_format={"type": "json_object"}), "response_format"),
-        (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
-        (ask(None), "messages[0].content"),
-        ({"model": "any"}, "messages"),
-    ],
-)
-def test_what_it_cannot_do_is_refused_by_name(body, field):
-    status, text = post(ScriptedBackend(), body)
-    assert (status, json.loads(text)["error"]["param"]) == (400, field)
+REFUSED_CHATS = [
+    ([], "body"),
+    (ask(tools=[{"type": "function"}]), "tools"),
+    (ask(logprobs=True), "logprobs"),
+    (ask(n=9), "n"),
+    (ask(n=0), "n"),
+    (ask(stream="yes"), "stream"),
+    (ask(stream_options=3), "stream_options"),
+    (ask(top_p=0), "top_p"),
+    (ask(response_format={"type": "json_object"}), "response_format"),
+    (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
+    (ask(None), "messages[0].content"),
+    ({"model": "any"}, "messages"),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"prompt": [1, 2, 3]}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": {"text": "a"}}, "prompt"),
-        ({"prompt": "x" * 32_001}, "prompt"),
-        ({"prompt": ["a", "b", "c"], "n": 3}, "prompt"),
-        ({"prompt": "\ud83d"}, "prompt"),
-        ({"prompt": "a", "echo": True}, "echo"),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
-        ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "logprobs": 3}, "logprobs"),
-        ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),
-    ],
-)
-def test_completions_refuse_by_name_too(body, field):
-    status, text = post(ScriptedBackend(), body, "/v1/completions")
-    assert (status, json.loads(text)["error"]["param"]) == (400, field)
+REFUSED_TEXTS = [
+    ({"prompt": [1, 2, 3]}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": {"text": "a"}}, "prompt"),
+    ({"prompt": "x" * 32_001}, "prompt"),
+    ({"prompt": ["a", "b", "c"], "n": 3}, "prompt"),
+    ({"prompt": "\ud83d"}, "prompt"),
+    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "logprobs": 3}, "logprobs"),
+    ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),
+]
+
+
+def test_what_it_cannot_do_is_refused_by_name(served):
+    asked = [("/v1/chat/completions", *row) for row in REFUSED_CHATS] + [
+        ("/v1/completions", *row) for row in REFUSED_TEXTS
+    ]
+    for path, body, field in asked:
+        status, answer = served.post(path, json.dumps(body).encode())
+        assert (status, json.loads(answer)["error"]["param"]) == (400, field), (path, body)
 
 
 def test_unknown_fields_are_ignored_and_developers_speak_as_the_system():

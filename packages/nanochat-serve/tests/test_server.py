@@ -71,47 +71,48 @@ def test_settings_are_defaults_and_values_are_clamped():
     assert (low.temperature, low.top_k, low.max_tokens) == (0.0, None, 1)
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ([], "body"),
-        ({}, "messages"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": "x"}] * 501}, "messages"),
-        (user("x" * 8001), "messages[0].content"),
-        (user(""), "messages[0].content"),
-        (user(3), "messages[0].content"),
-        ({"messages": [3]}, "messages[0]"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}, "messages[1].role"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]}, "messages[1].role"),
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": "x"},
-                    {"role": "assistant", "content": [{"type": "image", "text": ""}]},
-                ]
-            },
-            "messages[1].content[0].type",
-        ),
-        ({"messages": [{"role": r, "content": "x" * 8000} for r in ("user", "assistant") * 2 + ("user",)]}, "messages"),
-        (user("\ud83d"), "messages[0].content"),
-        (user("x") | {"stop": "\ude00"}, "stop"),
-        (user("x") | {"temperature": "hot"}, "temperature"),
-        (user("x") | {"temperature": 10**400}, "temperature"),
-        (user("x") | {"max_tokens": float("nan")}, "max_tokens"),
-        (user("x") | {"top_k": True}, "top_k"),
-        (user("x") | {"seed": -1}, "seed"),
-        (user("x") | {"stop": [1]}, "stop"),
-    ],
-)
-def test_what_is_malformed_gets_400_with_the_field(body, field):
-    status, text = serve(ScriptedBackend(), lambda client: post(client, body))
-    error = json.loads(text)["error"]
-    assert status == 400
-    assert error["param"] == field
-    assert field.split("[")[0] in error["message"]
+MALFORMED = [
+    ([], "body"),
+    ({}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": "x"}] * 501}, "messages"),
+    (user("x" * 8001), "messages[0].content"),
+    (user(""), "messages[0].content"),
+    (user(3), "messages[0].content"),
+    ({"messages": [3]}, "messages[0]"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}, "messages[1].role"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]}, "messages[1].role"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": [{"type": "image", "text": ""}]},
+            ]
+        },
+        "messages[1].content[0].type",
+    ),
+    ({"messages": [{"role": r, "content": "x" * 8000} for r in ("user", "assistant") * 2 + ("user",)]}, "messages"),
+    (user("\ud83d"), "messages[0].content"),
+    (user("x") | {"stop": "\ude00"}, "stop"),
+    (user("x") | {"temperature": "hot"}, "temperature"),
+    (user("x") | {"temperature": 10**400}, "temperature"),
+    (user("x") | {"max_tokens": float("nan")}, "max_tokens"),
+    (user("x") | {"top_k": True}, "top_k"),
+    (user("x") | {"seed": -1}, "seed"),
+    (user("x") | {"stop": [1]}, "stop"),
+]
+
+
+def test_what_is_malformed_gets_400_with_the_field():
+    async def use(client: TestClient) -> list[tuple[int, str]]:
+        return [await post(client, body) for body, _ in MALFORMED]
+
+    for (body, field), (status, text) in zip(MALFORMED, serve(ScriptedBackend(), use), strict=True):
+        error = json.loads(text)["error"]
+        assert (status, error["param"]) == (400, field), body
+        assert field.split("[")[0] in error["message"]
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400)

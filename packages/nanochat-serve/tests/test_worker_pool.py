@@ -159,6 +159,18 @@ def test_one_that_dies_fails_its_own_answers_only_and_comes_back(monkeypatch, ca
     assert any("ended with status 7; starting it again" in record.message for record in caplog.records)
 
 
+def test_one_whose_backend_fails_is_started_again(monkeypatch):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+
+    async def use(pool: WorkerPool) -> Any:
+        with pytest.raises(WorkerError, match="its backend has failed"):
+            await answer(pool, request("fail"))
+        await until(lambda: pool.status().ready)
+        return pool.status().workers[0].num_restarts, (await answer(pool, request("again")))[0]
+
+    assert with_pool(use) == (1, "again")
+
+
 def test_one_that_is_killed_or_freezes_comes_back(monkeypatch):
     monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
     monkeypatch.setattr(worker_pool, "SILENT_S", 4.0)
@@ -207,6 +219,17 @@ def test_closing_ends_answers_and_processes():
         return [worker._process.returncode for worker in pool._workers]
 
     assert with_pool(use, num_workers=2) == [0, 0]
+
+
+def test_closing_ends_answers_though_the_pool_has_not_heard_of_the_process_s_end():
+    async def use(pool: WorkerPool) -> None:
+        waiting = pool.stream(request("wait"))
+        await anext(waiting)
+        pool._workers[0]._watch.cancel()  # as closing does, at times before the end of the process's output was read
+        with pytest.raises(WorkerError):
+            await anext(waiting)
+
+    with_pool(use)
 
 
 def test_no_devices_are_refused():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from nanochat_train import Candidate, EvaluationLog, Scored, World, evaluate_core
+from nanochat_train import EvaluationLog, World, evaluate_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,10 @@ def encode(text: str) -> list[int]:
     return [256, *text.encode()]
 
 
-def score(groups: list[list[Candidate]]) -> list[list[Scored]]:
-    """A loss that is a pure function of the tokens."""
-    return [[_scored(option) for option in options] for options in groups]
-
-
-def _scored(option: Candidate) -> Scored:
-    rng = np.random.default_rng(option.token_ids)
-    return Scored(rng.random(option.end - option.start), bool(rng.random() < 0.5))
+def loglikelihood(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    """A pure function of the tokens."""
+    draws = [(np.random.default_rng([*before, *after]), len(after)) for before, after in pairs]
+    return [(-float(rng.random(length).sum()), bool(rng.random() < 0.5)) for rng, length in draws]
 
 
 def main(rank: int, size: int, folder: str) -> None:
@@ -62,7 +58,7 @@ def main(rank: int, size: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     world = World.current()
     log = EvaluationLog(Path(folder) / "log.jsonl", {"of": "this"}, world=world)
-    result = evaluate_core(TASKS, encode, score, items_at_once=2, log=log, world=world)
+    result = evaluate_core(TASKS, encode, loglikelihood, items_at_once=2, log=log, world=world)
     (Path(folder) / f"result_{rank}.json").write_text(json.dumps(dataclasses.asdict(result)))
     if size > 1:
         dist.destroy_process_group()

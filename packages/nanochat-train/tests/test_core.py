@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from nanochat_train import Candidate, EvaluationLog, Scored, evaluate_core
-from nanochat_train.core import candidates, choice, common_prefix, cropped, task_result
+from nanochat_train import Candidate, EvaluationLog, evaluate_core
+from nanochat_train.core import candidates, choice, common_prefix, cropped, score, task_result
 
 WORKER = Path(__file__).parent / "core_worker.py"
 spec = importlib.util.spec_from_file_location("core_worker", WORKER)
@@ -29,19 +28,19 @@ def letters(text: str) -> list[int]:
 def test_multiple_choice_scores_what_follows_the_common_beginning():
     got = candidates(Item(("say ab", "say acd"), 0), "multiple_choice", letters)
     assert [c.token_ids for c in got] == [letters("say ab"), letters("say acd")]
-    assert [(c.start, c.end) for c in got] == [(6, 7), (6, 8)]
+    assert [c.start for c in got] == [6, 6]
 
 
 def test_schema_scores_the_common_end():
     got = candidates(Item(("Tom ran", "Ann has ran"), 0), "schema", letters)
-    assert [(c.start, c.end) for c in got] == [(4, 8), (8, 12)]
+    assert [c.start for c in got] == [4, 8]
     same = candidates(Item(("ran", "ran"), 0), "schema", letters)
     assert same[0].start == 1, "the first token has nothing before it to be told from"
 
 
 def test_language_modelling_scores_what_the_continuation_adds():
     [got] = candidates(Item(("once", "once upon"), 1), "language_modeling", letters)
-    assert (got.token_ids, got.start, got.end) == (letters("once upon"), 5, 10)
+    assert got == Candidate(letters("once upon"), 5)
 
 
 def test_a_common_prefix_is_of_all():
@@ -51,9 +50,22 @@ def test_a_common_prefix_is_of_all():
 
 
 def test_long_prompts_lose_the_same_beginning():
-    options = [Candidate(list(range(10)), 8, 10), Candidate(list(range(7)), 5, 7)]
+    options = [Candidate(list(range(10)), 8), Candidate(list(range(7)), 5)]
     assert cropped(options, 10) == options == cropped(options, None)
-    assert cropped(options, 6) == [Candidate([4, 5, 6, 7, 8, 9], 4, 6), Candidate([4, 5, 6], 1, 3)]
+    assert cropped(options, 6) == [Candidate([4, 5, 6, 7, 8, 9], 4), Candidate([4, 5, 6], 1)]
+
+
+def test_an_option_without_tokens_to_score_is_not_asked_about():
+    asked = []
+
+    def loglikelihood(pairs):
+        asked.extend(pairs)
+        return [(-3.0, True)] * len(pairs)
+
+    [[empty, full]] = score([[Candidate([1, 2], 2), Candidate([1, 2, 3, 4], 2)]], loglikelihood)
+    assert asked == [([1, 2], [3, 4])]
+    assert math.isnan(empty[0])
+    assert (empty[1], full) == (False, (1.5, True))
 
 
 @pytest.mark.parametrize(
@@ -87,18 +99,18 @@ def plain(tasks) -> list[float]:
         right = []
         for index in range(len(task)):
             item = task.item(index)
-            [scored] = worker.score([candidates(item, task.kind, worker.encode)])
+            [scored] = score([candidates(item, task.kind, worker.encode)], worker.loglikelihood)
             if task.kind == "language_modeling":
-                right.append(scored[0].is_greedy)
+                right.append(scored[0][1])
             else:
-                right.append(int(np.argmin([s.losses.mean() for s in scored])) == item.gold)
+                right.append(scored.index(min(scored)) == item.gold)
         accuracies.append(sum(right) / len(right))
     return accuracies
 
 
 @pytest.mark.parametrize("items_at_once", [1, 5, 100])
 def test_the_score_is_that_of_one_item_at_a_time(items_at_once):
-    result = evaluate_core(worker.TASKS, worker.encode, worker.score, items_at_once=items_at_once)
+    result = evaluate_core(worker.TASKS, worker.encode, worker.loglikelihood, items_at_once=items_at_once)
     assert [task.accuracy for task in result.tasks] == plain(worker.TASKS)
     assert result.core == pytest.approx(statistics.mean(task.centred for task in result.tasks))
     assert result.standard_error == pytest.approx(math.hypot(*(task.standard_error for task in result.tasks)) / 3)
@@ -113,7 +125,7 @@ def test_any_number_of_ranks_gives_the_same_score(tmp_path, size):
     ]
     errors = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * size, errors
-    alone = dataclasses.asdict(evaluate_core(worker.TASKS, worker.encode, worker.score))
+    alone = dataclasses.asdict(evaluate_core(worker.TASKS, worker.encode, worker.loglikelihood))
     for rank in range(size):
         assert json.loads((tmp_path / f"result_{rank}.json").read_text()) == alone
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -122,27 +134,27 @@ def test_any_number_of_ranks_gives_the_same_score(tmp_path, size):
 
 
 def test_an_interrupted_evaluation_goes_on_from_its_log(tmp_path):
-    whole = evaluate_core(worker.TASKS, worker.encode, worker.score)
+    whole = evaluate_core(worker.TASKS, worker.encode, worker.loglikelihood)
     asked = 0
 
-    def stopping(groups):
+    def stopping(pairs):
         nonlocal asked
-        asked += len(groups)
-        if asked > 25:
+        asked += len(pairs)
+        if asked > 100:
             raise KeyboardInterrupt
-        return worker.score(groups)
+        return worker.loglikelihood(pairs)
 
     path = tmp_path / "log.jsonl"
     with pytest.raises(KeyboardInterrupt):
         evaluate_core(worker.TASKS, worker.encode, stopping, items_at_once=4, log=EvaluationLog(path, {"a": 1}))
-    assert asked == 27
+    assert asked == 23 * 4 + 4 * 3
     with path.open("a") as file:
         file.write('{"task": "resolve", "ind')  # as a crash leaves it
     asked = -1000
     log = EvaluationLog(path, {"a": 1})
     assert evaluate_core(worker.TASKS, worker.encode, stopping, items_at_once=4, log=log) == whole
-    assert asked == -1000 + sum(map(len, worker.TASKS)) - 23
-    asked = 100
+    assert asked == -1000 + 7 * 3 + 9
+    asked = 1000
     log = EvaluationLog(path, {"a": 1})
     assert evaluate_core(worker.TASKS, worker.encode, stopping, log=log) == whole, "nothing is left to be asked"
 
@@ -167,15 +179,15 @@ def test_text_that_looks_like_the_end_of_a_line_is_kept(tmp_path):
 
 def test_the_log_has_prompts_losses_and_verdict(tmp_path):
     log = EvaluationLog(tmp_path / "log.jsonl", {})
-    evaluate_core([Task("choose", "multiple_choice", 1)], worker.encode, worker.score, log=log)
+    evaluate_core([Task("choose", "multiple_choice", 1)], worker.encode, worker.loglikelihood, log=log)
     entry = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])
     assert (entry["prompt"], entry["options"], entry["gold"]) == ("0 is ", ["a", "b", "c", "d"], 0)
     assert entry["right"] is (entry["losses"].index(min(entry["losses"])) == 0)
 
 
 def test_a_model_without_finite_losses_is_wrong_and_said_to_be(tmp_path):
-    def broken(groups):
-        return [[Scored(np.full(option.end - option.start, np.nan), False) for option in options] for options in groups]
+    def broken(pairs):
+        return [(math.nan, False)] * len(pairs)
 
     path = tmp_path / "log.jsonl"
     result = evaluate_core(worker.TASKS, worker.encode, broken, log=EvaluationLog(path, {}))
@@ -184,5 +196,5 @@ def test_a_model_without_finite_losses_is_wrong_and_said_to_be(tmp_path):
 
 
 def test_cropped_items_are_counted():
-    result = evaluate_core(worker.TASKS[:1], worker.encode, worker.score, max_tokens=7)
+    result = evaluate_core(worker.TASKS[:1], worker.encode, worker.loglikelihood, max_tokens=7)
     assert result.tasks[0].num_cropped == 13, "items with two digits"

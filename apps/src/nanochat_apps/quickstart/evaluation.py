@@ -9,9 +9,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from nanochat_data.tinyworld import TinyWorld, grade
-from nanochat_tokenizer import render_for_completion
-
-from nanochat_apps.answers import spoken
 
 if TYPE_CHECKING:
     from nanochat_engine import Engine
@@ -77,9 +74,8 @@ def score(engine: Engine, name: str, items: Sequence[dict[str, Any]]) -> Score:
 
 def answer(engine: Engine, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """The assistant's text in reply to each conversation, greedy, tool calls left out."""
-    prompts = [render_for_completion(engine.tokenizer, {"messages": messages}) for messages in conversations]  # type: ignore[arg-type]
-    completions = engine.complete_batch(prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
-    return [spoken(engine.tokenizer, samples[0].token_ids) for samples in completions]
+    prompts = [engine.chat_ids(messages) for messages in conversations]
+    return [answer.text for answer in engine.complete(prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)]
 
 
 def sample_dialogues(engine: Engine) -> list[list[tuple[str, str]]]:

@@ -261,7 +261,7 @@ class Quickstart:
 
         where = device.choose_device(self.settings.device_type)
         engines = {
-            stage: load(paths.find_checkpoint(stage, self.tag), device=where, dtype=device.choose_dtype(where))
+            stage: load(paths.find_checkpoint(stage, self.tag), device=where, dtype=device.choose_decode_dtype(where))
             for stage in ("sft", "rl")
         }
         scores = self._scores(engines)

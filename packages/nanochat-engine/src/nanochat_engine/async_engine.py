@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.engine import Engine, Prompt
@@ -93,8 +92,7 @@ class AsyncEngine:
         self._num_submitted = 0
         self._closing = False
         self._failure: Exception | None = None
-        self._streams: WeakValueDictionary[int, AsyncEventStream] = WeakValueDictionary()
-        """By request id; a stream that nobody else holds is a dropped one."""
+        self._streams: dict[int, AsyncEventStream] = {}
         self._thread = threading.Thread(target=self._drive, name="nanochat-engine", daemon=True)
         self._thread.start()
 
@@ -173,7 +171,9 @@ class AsyncEngine:
         request.check_fits(self.engine.model.max_context)
         with self._lock:
             if self._closing:
-                raise RuntimeError("the engine has failed" if self._failure else "the engine is closed") from self._failure
+                raise RuntimeError(
+                    "the engine has failed" if self._failure else "the engine is closed"
+                ) from self._failure
             free = self.engine.max_rows - self.num_running
             if self._max_waiting is not None and self.num_waiting >= self._max_waiting + free:
                 raise QueueFullError(f"{self.num_waiting} requests are waiting, max_waiting={self._max_waiting}")
@@ -216,9 +216,8 @@ class AsyncEngine:
         while not self._commands.empty():
             command = self._commands.get()
             left += [command[1]] if command is not None and command[0] == "submit" else []
-        reason = self._failure or RuntimeError("the engine was closed")
         for stream in left:
-            _deliver(stream.loop, [(stream, reason)])
+            _deliver(stream.loop, [(stream, self._failure or RuntimeError("the engine was closed"))])
 
     def _take_over(self) -> bool:
         """Carries out the commands given since the last step, waiting for one if idle; False when closing."""
@@ -247,9 +246,8 @@ class AsyncEngine:
         """A step's events to their loops, each of which is woken once for all of its requests."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AsyncEventStream, Event | Exception]]] = {}
         for event in events:
-            stream = self._streams.get(event.request_id)
-            if stream is not None:
-                by_loop.setdefault(stream.loop, []).append((stream, event))
+            stream = self._streams[event.request_id]
+            by_loop.setdefault(stream.loop, []).append((stream, event))
         for loop, items in by_loop.items():
             if not _deliver(loop, items):
                 for request_id in {stream.request_id for stream, _ in items}:

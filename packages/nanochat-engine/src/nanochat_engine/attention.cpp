@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int64_t BYTES_PER_TASK = 1 << 18;
+constexpr int64_t BYTES_PER_TASK = 1 << 16;
 
 struct Shape {
   int64_t tokens, heads, kv_heads, slots, window;
@@ -68,7 +68,7 @@ template <typename T, int DIM>
 void attend_tokens(const T* q, const T* k, const T* v, T* keys, T* values, const int64_t* rows, const int64_t* positions,
                    const Shape& shape, int64_t D, T* out) {
   const int64_t group = shape.heads / shape.kv_heads;
-  // Waking a thread costs as much as visiting some hundred kilobytes.
+  // Waking a thread costs as much as visiting some tens of kilobytes.
   const int64_t visited = std::accumulate(positions, positions + shape.tokens, shape.tokens) / shape.tokens;
   const int64_t grain = 1 + BYTES_PER_TASK / (2 * std::min(visited, shape.window + 1) * D * sizeof(T));
   at::parallel_for(0, shape.tokens * shape.kv_heads, grain, [&](int64_t begin, int64_t end) {

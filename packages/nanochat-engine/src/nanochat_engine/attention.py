@@ -1,9 +1,12 @@
-"""Attention over the cache: of single tokens, each to its own row, and of a segment of a prompt to what its row holds.
+"""Attention over the cache: of single tokens, each to its own row, and of segments of prompts to what their rows hold.
 
 Shapes: N tokens, H query heads, K KV heads, D head dim, R rows, S slots, T tokens of a segment.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,20 @@ QUERY_BLOCK = 256
 """Queries of a segment that attend together: each block visits only the keys up to its own end and from its window on."""
 
 
-def attend_singles(
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one row, which stand side by side in a chunk."""
+
+    row: int
+    start: int
+    """Position of the first of them."""
+    offset: int
+    """Where they begin in the chunk."""
+    length: int
+
+
+@torch.library.custom_op("nanochat_engine::attend_chunk", mutates_args=("keys", "values"))
+def attend_chunk(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -24,15 +40,72 @@ def attend_singles(
     layer_idx: int,
     rows: Tensor,
     positions: Tensor,
+    segments: Tensor,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """`attend` as one operation to a compiler; segments (n, 4) on the host, so that its graph fits any of them."""
+    found = [Segment(*segment) for segment in segments.tolist()]
+    num_slots = int(positions[: rows.size(0)].max()) + 1 if rows.size(0) else 0
+    return attend(
+        q, k, v, keys, values, layer_idx, rows, positions, found, num_slots=num_slots, window=window, scale=scale
+    )
+
+
+@attend_chunk.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layer_idx: int,
+    rows: Tensor,
+    positions: Tensor,
+    segments: Sequence[Segment],
     *,
     num_slots: int,
     window: int,
     scale: float,
 ) -> Tensor:
-    """Stores k, v (N, K, D) at `positions` (N,) of `rows` (N,) and attends with q (N, H, D) -> (N, H, D).
+    """Stores k, v (N, K, D) of a chunk in keys, values (L, R, K, S, D) and attends with q (N, H, D) -> (N, H, D).
 
-    keys and values (L, R, K, S, D). One C++ loop on a CPU that has a compiler, which visits each row's own slots; elsewhere
-    torch's operations over the first `num_slots` slots, which a compiler fuses.
+    The chunk's first tokens are single ones, for `rows` (n,) at `positions` (N,), none beyond `num_slots`; then segments.
+    """
+    num_singles = rows.size(0)
+    parts = []
+    if num_singles:
+        q1, k1, v1, at = (x[:num_singles] for x in (q, k, v, positions))
+        parts.append(_attend_singles(q1, k1, v1, keys, values, layer_idx, rows, at, num_slots, window, scale))
+    for segment in segments:
+        tokens = slice(segment.offset, segment.offset + segment.length)
+        slots = slice(segment.start, segment.start + segment.length)
+        row_keys, row_values = keys[layer_idx, segment.row], values[layer_idx, segment.row]
+        row_keys[:, slots] = k[tokens].transpose(0, 1)
+        row_values[:, slots] = v[tokens].transpose(0, 1)
+        parts.append(attend_segment(q[tokens], row_keys, row_values, segment.start, window=window, scale=scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_singles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layer_idx: int,
+    rows: Tensor,
+    positions: Tensor,
+    num_slots: int,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """One C++ loop on a CPU that has a compiler, which visits each row's own slots; elsewhere torch's operations over
+    the first `num_slots` slots, which a compiler fuses.
     """
     if native.is_loaded() and q.device.type == "cpu" and q.dtype == keys.dtype:
         return native.attend(q, k, v, keys, values, layer_idx, rows, positions, window, scale)

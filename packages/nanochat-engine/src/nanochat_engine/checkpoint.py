@@ -29,9 +29,9 @@ def load(
 ) -> Engine:
     """An engine that can chat, over the model and tokenizer in a checkpoint directory.
 
-    `dtype` None computes as the model was saved; `quantize` keeps the weights as int8; `settings` are `Engine`'s. Files are compared with `manifest.json` if there is one, the
-    tokenizer with the model. Raises `ValueError` naming the file and what is wrong with it, `ImportError` if the extra
-    `checkpoint` is not installed.
+    `dtype` None computes as the model was saved; `quantize` keeps the weights as int8; `settings` are those of `Engine`.
+    Files are compared with `manifest.json` if there is one, the tokenizer with the model. Raises `ValueError` naming the
+    file and what is wrong with it, `ImportError` if the extra `checkpoint` is not installed.
     """
     if torch.device(device).type != "cpu":
         return _load(directory, device, dtype, quantize, settings)

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
-
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.prefix_cache import RowPool
 from nanochat_engine.protocols import CausalLM, ChatRenderer, Tokenizer
@@ -97,9 +96,7 @@ class Engine:
         self.max_rows = min(max_rows, num_rows)
         self.steps = FastSteps(max_rows=self.max_rows) if compile and spec is not None else None
         self._runner: Runner = (
-            WholeRunner(model)
-            if spec is None
-            else CachedRunner(model, spec, num_rows=num_rows, steps=self.steps)
+            WholeRunner(model) if spec is None else CachedRunner(model, spec, num_rows=num_rows, steps=self.steps)
         )
         self._toolbox = Toolbox(tools, tokenizer, time_limit_s=tool_time_limit_s)
         self.scheduler = Scheduler(
@@ -161,7 +158,12 @@ class Engine:
     # Text in, text out.
 
     def complete(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, salt: str | None = "", **changes: Any
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        salt: str | None = "",
+        **changes: Any,
     ) -> list[Completion]:
         """Completions of one prompt or several, `params.n` of each, prompt by prompt; `changes` are fields of the params.
 
@@ -169,14 +171,16 @@ class Engine:
         or exceeds the context, before any work is done.
         """
         params = _changed(params, changes)
-        several = [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)  # type: ignore[list-item]
+        several: Sequence[Prompt] = prompts  # type: ignore[assignment]
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            several = [prompts]  # type: ignore[list-item]
         requests = [
             Request(
                 token_ids=self.prompt_ids(prompt),
-                params=params.with_seed(sample_seed(params.seed, i * params.n)) if i else params,
+                params=params.with_seed(sample_seed(params.seed, i * params.n)),
                 salt=salt,
             )
-            for i, prompt in enumerate(several)  # type: ignore[arg-type]
+            for i, prompt in enumerate(several)
         ]
         return [completion for completions in self.run(requests) for completion in completions]
 
@@ -259,10 +263,7 @@ class Engine:
             scoring = SamplingParams(max_tokens=0, prompt_logprobs=1)
             requests.append(Request(token_ids=[*before, *after], params=scoring, score_from=len(before)))
         scored = [completions[0].prompt_logprobs for completions in self.run(requests)]
-        return [
-            (sum(own.logprob for own in some), all(own.logprob >= max(own.top.values()) for own in some))
-            for some in scored
-        ]
+        return [(sum(own.logprob for own in some), all(own.token_id in own.top for own in some)) for some in scored]
 
     # Tokens, as in the reference.
 
@@ -319,9 +320,3 @@ class Engine:
 
 def _changed(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
     return replace(params or SamplingParams(), **changes)
-
-
-def _is_ids(prompts: object) -> bool:
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)
-
-

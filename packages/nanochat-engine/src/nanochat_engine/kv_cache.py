@@ -7,12 +7,11 @@ token s. Slots are not cleared: no code reads one that its sequence has not writ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nanochat_engine.attention import attend_segment, attend_singles
+from nanochat_engine.attention import Segment, attend, attend_chunk
 
 
 class KVCache:
@@ -89,7 +88,7 @@ class KVCache:
     def extend(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """See `KVCacheLike`. Raises `ValueError` if the rows have no slots left for the chunk."""
         B, T = token_ids.shape
-        if B != self.batch_size or max(self.lengths) + T > self.seq_len:
+        if self.batch_size != B or max(self.lengths) + T > self.seq_len:
             raise ValueError(
                 f"a chunk of {B} rows and {T} tokens does not fit a cache of {self.batch_size} rows and {self.seq_len} "
                 f"slots that holds {max(self.lengths)} tokens"
@@ -120,18 +119,6 @@ class KVCache:
         self._last_ids = self._chunk[:, num_tokens - 1 : num_tokens].clone()
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive tokens of one row, which stand side by side in a chunk."""
-
-    row: int
-    start: int
-    """Position of the first of them."""
-    offset: int
-    """Where they begin in the chunk."""
-    length: int
-
-
 class CacheView:
     """A chunk of N tokens for some rows of a cache, as a model sees it: single tokens first, then segments.
 
@@ -146,13 +133,13 @@ class CacheView:
         rows: Tensor,
         positions: Tensor,
         previous_ids: Tensor,
-        segments: Sequence[Segment] = (),
+        segments: Sequence[Segment] | Tensor = (),
         num_slots: int,
         logits_at: Tensor | None = None,
     ) -> None:
-        """keys and values (L, R, K, S, D), rows of the single tokens, positions and previous_ids (N,).
+        """keys and values (L, R, K, S, D), rows (n,) of the single tokens, positions and previous_ids (N,).
 
-        No single token stands beyond `num_slots`.
+        No single token stands beyond `num_slots`. Segments as a tensor (n, 4) are kept from a compiler.
         """
         self.logits_at = logits_at
         self._keys = keys
@@ -169,33 +156,14 @@ class CacheView:
 
     def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
         """See `KVCacheLike`."""
-        shape, dtype = q.shape, self._keys.dtype
-        q, k, v = (x.flatten(0, 1) for x in (q, k.to(dtype), v.to(dtype)))
-        num_singles = self._rows.size(0)
-        parts = []
-        if num_singles:
-            parts.append(
-                attend_singles(
-                    *(x[:num_singles] for x in (q, k, v)),
-                    self._keys,
-                    self._values,
-                    layer_idx,
-                    self._rows,
-                    self._positions[:num_singles],
-                    num_slots=self._num_slots,
-                    window=window,
-                    scale=scale,
-                )
-            )
-        for segment in self._segments:
-            tokens = slice(segment.offset, segment.offset + segment.length)
-            slots = slice(segment.start, segment.start + segment.length)
-            keys, values = self._keys[layer_idx, segment.row], self._values[layer_idx, segment.row]
-            keys[:, slots] = k[tokens].transpose(0, 1)
-            values[:, slots] = v[tokens].transpose(0, 1)
-            parts.append(attend_segment(q[tokens], keys, values, segment.start, window=window, scale=scale))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return y.view(shape)
+        dtype = self._keys.dtype
+        chunk = (q.flatten(0, 1), k.to(dtype).flatten(0, 1), v.to(dtype).flatten(0, 1), self._keys, self._values)
+        where = (layer_idx, self._rows, self._positions)
+        if isinstance(self._segments, Tensor):
+            y: Tensor = attend_chunk(*chunk, *where, self._segments, window, scale)
+        else:
+            y = attend(*chunk, *where, self._segments, num_slots=self._num_slots, window=window, scale=scale)
+        return y.view(q.shape)
 
     def advance(self, num_tokens: int) -> None:
         """Nothing: whoever made the view knows its sequences' lengths."""

@@ -45,7 +45,7 @@ def load() -> bool:
     with _lock:
         if "loaded" not in _state:
             try:
-                torch.ops.load_library(_build())
+                torch.ops.load_library(_build())  # type: ignore[no-untyped-call]
                 torch.library.register_fake("nanochat_engine::attend", _fake_attend)
                 _state["loaded"] = True
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -81,7 +81,12 @@ def _build() -> Path:
     if compiler is None or sys.platform != "linux":
         raise OSError("no C++ compiler (g++, or what CXX names) was found")
     torch_dir = Path(torch.__file__).parent
-    command = [compiler, *FLAGS, str(SOURCE), *(f"-I{torch_dir / path}" for path in ("include", "include/torch/csrc/api/include"))]
+    command = [
+        compiler,
+        *FLAGS,
+        str(SOURCE),
+        *(f"-I{torch_dir / path}" for path in ("include", "include/torch/csrc/api/include")),
+    ]
     command += [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
     identity = [SOURCE.read_text(), *command, torch.__version__, _cpu_features()]
     name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:20]

@@ -30,7 +30,9 @@ class Request:
             if type(token_id) is not int or token_id < 0:
                 raise ValueError(f"token id {token_id!r} must be a whole number from 0 on")
         if self.score_from is not None and not 1 <= self.score_from <= len(self.token_ids):
-            raise ValueError(f"score_from={self.score_from} must be from 1 to the prompt's {len(self.token_ids)} tokens")
+            raise ValueError(
+                f"score_from={self.score_from} must be from 1 to the prompt's {len(self.token_ids)} tokens"
+            )
 
     @property
     def first_scored(self) -> int:
@@ -67,7 +69,7 @@ class Event:
     finished: FinishReason | None = None
     """`stop` comes with the token that ended the sample."""
     num_cached: int = 0
-    """Prompt tokens that were not computed, as a cached prefix held them; with the sample's last event."""
+    """Prompt tokens that were not computed, as a cached prefix held them."""
     prompt_logprobs: Sequence[Logprobs] = ()
     """Of the prompt's tokens, from `first_scored` on; with the first event of each sample."""
     error: Exception | None = None

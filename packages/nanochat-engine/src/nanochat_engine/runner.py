@@ -6,16 +6,18 @@ Shapes: N tokens of a call, M positions whose logits are wanted, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanochat_engine.kv_cache import CacheView, KVCache, Segment
+from nanochat_engine.attention import Segment
+from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.protocols import CausalLM, KVSpec
 from nanochat_engine.sampling import (
-    NUM_CANDIDATES,
     Logprobs,
+    SamplingParams,
     adjust_logits,
     sample,
     settings_tensor,
@@ -24,6 +26,8 @@ from nanochat_engine.sampling import (
 )
 from nanochat_engine.scheduler import Chunk, Plan, Sampled
 from nanochat_engine.steps import FastSteps
+
+_GREEDY = SamplingParams(temperature=0.0)
 
 
 class Runner(Protocol):
@@ -51,8 +55,9 @@ class CachedRunner:
         for copy in plan.copies:
             self._cache.copy_row(copy.source, copy.target, copy.num_tokens)
         singles = [chunk for chunk in plan.chunks if len(chunk.token_ids) == 1]
-        step = self._steps.find(len(singles)) if self._steps is not None else None
-        if step is None or not singles:
+        longest = max((chunk.start + 1 for chunk in singles), default=0)
+        step = self._steps.find(len(singles), longest) if self._steps is not None and singles else None
+        if step is None:
             return self._compute(plan.chunks)
         others = [chunk for chunk in plan.chunks if len(chunk.token_ids) > 1]
         results = self._decode(singles, step) + (self._compute(others) if others else [])
@@ -74,29 +79,35 @@ class CachedRunner:
 
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
         """One token for each chunk by a compiled or captured step."""
-        spare = [(0, self._cache.batch_size - 1, 0, -1)] * (step.num_rows - len(chunks))
-        fed = [(chunk.token_ids[0], chunk.row, chunk.start, chunk.previous_id) for chunk in chunks]
-        draws = [chunk.draw for chunk in chunks]
-        params = [draw.params for draw in draws if draw is not None]
-        simple = len(params) == len(chunks) and all(
-            own.num_candidates == NUM_CANDIDATES and own.logprobs is None and not own.adjusts_logits for own in params
+        padding = step.num_rows - len(chunks)
+        inputs = torch.tensor(
+            [
+                [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+                [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
+                [chunk.start for chunk in chunks] + [0] * padding,
+                [chunk.previous_id for chunk in chunks] + [-1] * padding,
+            ]
         )
-        settings = torch.ones(5, step.num_rows)
-        if simple:
-            settings[:, : len(chunks)] = settings_tensor(params, [_uniform(chunk) for chunk in chunks])
+        params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
+        simple = len(params) == len(chunks) and all(own.is_simple for own in params)
+        uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
+        padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
+        settings = settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
         try:
-            tokens, logits = step(torch.tensor(fed + spare).T.contiguous(), settings)
+            tokens, logits = step.call(inputs, settings)
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
-        if simple and all(chunk.num_scored == 0 for chunk in chunks):
-            return [Sampled(token_id=token) for token in tokens.tolist()[: len(chunks)]]
+        if simple and not any(chunk.num_scored for chunk in chunks):
+            return [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
         return sample_chunks(chunks, logits[: len(chunks)].repeat_interleave(_num_logits(chunks, logits.device), dim=0))
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
         device, cache = self._model.device, self._cache
         chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
-        ids, positions, previous, wanted, segments, rows = [], [], [], [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        previous, wanted, segments, rows = [], [], [], []
         for chunk in chunks:
             offset, length = len(ids), len(chunk.token_ids)
             ids += chunk.token_ids
@@ -109,10 +120,14 @@ class CachedRunner:
                 segments.append(Segment(chunk.row, chunk.start, offset, length))
         packed = torch.tensor([ids, positions, previous], device=device)
         at = torch.tensor([wanted], dtype=torch.int64, device=device)
+        singles = torch.tensor(rows, dtype=torch.int64, device=device)
+        prefill = self._steps.prefill if self._steps is not None and segments and wanted else None
+        if prefill is not None:
+            return prefill(packed, singles, torch.tensor([astuple(segment) for segment in segments]), at)
         view = CacheView(
             cache.keys,
             cache.values,
-            rows=torch.tensor(rows, dtype=torch.int64, device=device),
+            rows=singles,
             positions=packed[1],
             previous_ids=packed[2],
             segments=segments,
@@ -153,7 +168,9 @@ class WholeRunner:
         chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
         rows = [self._rows[chunk.row] for chunk in chunks]
         longest = max(map(len, rows))
-        logits = self._model(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device))
+        logits = self._model(
+            torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
+        )
         at = [(b, chunk.start + index) for b, chunk in enumerate(chunks) for index in wanted_positions(chunk)]
         return logits[[b for b, _ in at], [t for _, t in at]]
 
@@ -190,9 +207,7 @@ def sample_chunks(chunks: Sequence[Chunk], logits: Tensor) -> list[Sampled]:
     return results
 
 
-def _draw(
-    chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor
-) -> dict[int, tuple[int, Logprobs | None]]:
+def _draw(chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor) -> dict[int, tuple[int, Logprobs | None]]:
     """The token that each chunk with a draw samples, and its log probabilities where they are wanted."""
     indices = [index for index, chunk in enumerate(chunks) if chunk.draw is not None]
     if not indices:

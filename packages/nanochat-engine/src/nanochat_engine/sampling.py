@@ -95,6 +95,11 @@ class SamplingParams:
             return NUM_CANDIDATES
         return 0 if self.top_k or self.top_p < 1 or self.min_p > 0 else None
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether a fast step's own sampling is all that is needed."""
+        return self.num_candidates == NUM_CANDIDATES and self.logprobs is None and not self.adjusts_logits
+
     def with_seed(self, seed: int) -> SamplingParams:
         """The same with another seed."""
         return replace(self, seed=seed)
@@ -221,8 +226,7 @@ def sample(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     for candidates, rows in groups.items():
         some = logits if len(rows) == len(params) else logits[torch.tensor(rows, device=logits.device)]
-        own = [params[row] for row in rows]
-        settings = settings_tensor(own, [uniforms[row] for row in rows]).to(logits.device)
+        settings = settings_tensor([params[row] for row in rows], [uniforms[row] for row in rows]).to(logits.device)
         chosen = choose_by(some, settings, candidates)
         if len(rows) == len(params):
             return chosen

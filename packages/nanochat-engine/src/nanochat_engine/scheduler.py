@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nanochat_engine.prefix_cache import RowPool
+from nanochat_engine.prefix_cache import MIN_TOKENS, RowPool, common_length
 from nanochat_engine.requests import Event, FinishReason, Request
 from nanochat_engine.sampling import Logprobs, SamplingParams
 from nanochat_engine.tools import Toolbox, ToolCall, ToolState
@@ -115,6 +115,11 @@ class Sample:
         """Tokens to compute before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed
 
+    @property
+    def max_cached(self) -> int:
+        """Prompt tokens that may come from the cache: not the last one, nor those whose logits are wanted."""
+        return min(len(self.token_ids), self.request.first_scored) - 1
+
     def chunk(self, num_tokens: int) -> Chunk:
         """Its next tokens."""
         start, stop = self.num_computed, self.num_computed + num_tokens
@@ -139,7 +144,7 @@ class Scheduler:
 
     Every running sequence with one token left decodes in each step. Beside that, `prefill_tokens` tokens of prompts (and of
     tools' results) are computed, so that a long prompt does not hold up what decodes. Of these the oldest prompt has half,
-    the shortest the rest. The samples of a request wait for the first one's prefill and share it.
+    the shortest the rest. A prompt that begins like one being computed waits for what they share; so do a request's samples.
     """
 
     def __init__(
@@ -243,22 +248,29 @@ class Scheduler:
     def _admit(self) -> list[Copy]:
         """Gives rows to waiting sequences while there are any."""
         copies = []
-        prefilling = {s.request_id for s in self._running if s.num_computed < len(s.request.token_ids)}
         for sequence in list(self._waiting):
-            if sequence.sample and sequence.request_id in prefilling:
-                break  # shares the first sample's prefill as soon as that is there
-            # The last prompt token is computed in any case: sampling needs its logits.
-            most = min(len(sequence.token_ids), sequence.request.first_scored) - 1
-            placed = self._rows.place(sequence.token_ids, self._salt(sequence), most)
+            if self._rows.num_in_use == self._rows.max_in_use:
+                break
+            if self._awaits_prefix(sequence):
+                continue
+            placed = self._rows.place(sequence.token_ids, self._salt(sequence), sequence.max_cached)
             if placed is None:
                 break
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            prefilling.add(sequence.request_id)
             sequence.row, sequence.num_computed, sequence.num_cached = placed.row, placed.num_cached, placed.num_cached
             if placed.copy_from is not None:
                 copies.append(Copy(placed.copy_from, placed.row, placed.num_cached))
         return copies
+
+    def _awaits_prefix(self, sequence: Sample) -> bool:
+        """Whether a running prompt is yet to compute tokens that this one begins with too, and may then share."""
+        salt = self._salt(sequence)
+        return salt is not None and any(
+            MIN_TOKENS <= common_length(other.token_ids, sequence.token_ids, sequence.max_cached) > other.num_computed
+            for other in self._running
+            if other.num_computed < len(other.request.token_ids) and self._salt(other) == salt
+        )
 
     def _salt(self, sequence: Sample) -> str | None:
         """Samples of one request share its prefix even where it shares with nobody else."""
@@ -350,7 +362,7 @@ class Scheduler:
                 mask=mask,
                 logprobs=logprobs,
                 finished=finished,
-                num_cached=sequence.num_cached if finished else 0,
+                num_cached=sequence.num_cached,
                 prompt_logprobs=scored,
                 error=error,
             )

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_engine.kv_cache import CacheView, KVCache, Segment
+from nanochat_engine.attention import Segment
+from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.protocols import CausalLM, KVCacheLike, Tokenizer
 from nanochat_engine.text_stream import SPECIAL_NAMES
 
@@ -82,7 +83,7 @@ class TinyLM:
             x = x + F.linear(y.reshape(B, T, 8), self._out[layer]).tanh()
         cache.advance(T)
         if cache.logits_at is not None:
-            x = torch.take_along_dim(x, cache.logits_at[..., None], dim=1)
+            x = x[torch.arange(B, device=self.device)[:, None], cache.logits_at]
         return F.linear(x, self._head)
 
 
@@ -169,7 +170,9 @@ def check_causal_lm(model: CausalLM, *, num_tokens: int = 24, tolerance: float =
                 _check_call(model, cache, tokens, full, starts, counts, tolerance)
             starts = [start + count for start, count in zip(starts, counts, strict=True)]
         cache.copy_row(2, 3, starts[2])
-        _check_call(model, cache, tokens, full, starts, [0, 0, min(2, num_tokens - starts[2])], tolerance, row_of_last=3)
+        _check_call(
+            model, cache, tokens, full, starts, [0, 0, min(2, num_tokens - starts[2])], tolerance, row_of_last=3
+        )
 
 
 def _check_call(

@@ -13,10 +13,10 @@ __all__ = [
     "GPTConfig",
     "KVCacheLike",
     "KVSpec",
-    "prepare_for_inference",
     "convert",
     "load_config",
     "load_model",
+    "prepare_for_inference",
     "save_model",
     "update_prepared",
 ]

@@ -97,5 +97,3 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float
     q, k, v = (x.flatten(1, 2) for x in (q, k, v))  # heads and blocks side by side: (B, H * blocks, ., D)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(H, 1, 1)[None], scale=scale)
     return y.view(B, H, num_blocks * block, D)[:, :, :T]
-
-

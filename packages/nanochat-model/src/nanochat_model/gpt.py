@@ -236,7 +236,8 @@ class GPT(nn.Module):
         """token_ids (B, T) -> logits (B, T, V) float32; (B, M, V) where the cache sets `logits_at` (B, M)."""
         x = self._hidden(token_ids, kv_cache)
         if kv_cache is not None and kv_cache.logits_at is not None:
-            x = torch.take_along_dim(x, kv_cache.logits_at[..., None], dim=1)
+            rows = torch.arange(x.size(0), device=x.device)[:, None]
+            x = x[rows, kv_cache.logits_at]
         return softcap_logits(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
 
     def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
@@ -268,9 +269,7 @@ class GPT(nn.Module):
         else:
             positions, previous_ids = kv_cache.extend(token_ids)
             cos, sin = self.cos[positions, None], self.sin[positions, None]
-            x_before = (
-                self._embed(previous_ids.clamp(min=0)) * (previous_ids >= 0)[..., None] if config.smear else x
-            )
+            x_before = self._embed(previous_ids.clamp(min=0)) * (previous_ids >= 0)[..., None] if config.smear else x
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         if config.smear:
             gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))

@@ -89,9 +89,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prepare_for_inference(
-    model: GPT, *, dtype: torch.dtype | None = None, quantize: Quantization | None = None
-) -> GPT:
+def prepare_for_inference(model: GPT, *, dtype: torch.dtype | None = None, quantize: Quantization | None = None) -> GPT:
     """A copy of the model for decoding that computes in `dtype` (default: as the model does), without gradients.
 
     It has the same class and forward pass; its weights are no checkpoint. `quantize="int8"` keeps linear weights and the
@@ -104,8 +102,8 @@ def prepare_for_inference(
     with torch.device("meta"):
         prepared = GPT(model.config, compute_dtype=dtype)
         prepared.to(dtype)
-        for (owner, name, weight) in _linears(model, prepared):
-            setattr(owner, name, kind(*weight.shape, dtype))
+        for owner, name, weight in _linears(model, prepared):
+            setattr(owner, name, kind(weight.size(0), weight.size(1), dtype))
         for block in prepared.blocks:
             for name in ("c_q", "c_k", "c_v", "ve_gate"):
                 block.attn._modules.pop(name, None)

@@ -82,10 +82,11 @@ class Worker:
         _say(self._out, {"events": events})
 
     async def beat(self) -> None:
-        """Says now and then that the worker lives."""
-        while True:
+        """Says now and then that the worker lives, or that its backend does not, so that it is started again."""
+        while self._backend.status().ready:
             await asyncio.sleep(BEAT_S)
             self.flush()
+        _say(self._out, {"failed": "its backend has failed"})
 
 
 async def serve(factory: str, arguments: dict[str, Any], commands: int, out: BinaryIO) -> None:

@@ -188,13 +188,16 @@ class _Worker:
         """Runs the process again and again; the first start is the one that may fail."""
         pauses = iter(RESTART_AFTER_S)
         while not self._closing:
-            failure = await self._run_once()
-            if self.ready:
-                pauses = iter(RESTART_AFTER_S)
-            self.ready = False
-            error = WorkerError(failure)
-            for answer in self._answers.values():
-                answer.put_nowait(error)
+            failure = "the server closed it"
+            try:
+                failure = await self._run_once()
+            finally:  # also when this task is cancelled before it hears of the process's end
+                if self.ready:
+                    pauses = iter(RESTART_AFTER_S)
+                self.ready = False
+                error = WorkerError(failure)
+                for answer in self._answers.values():
+                    answer.put_nowait(error)
             if self._closing:
                 return
             assert self._was_ready is not None

@@ -20,6 +20,9 @@ class Moody(ScriptedBackend):
             raise RuntimeError("no mood")
         if said == "too long":
             raise ContextLengthError(300, 256)
+        if said == "fail":
+            self.ready = False
+            await asyncio.sleep(3600)
         if said == "freeze":
             time.sleep(3600)
         if said == "wait":

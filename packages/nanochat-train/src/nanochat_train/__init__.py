@@ -13,7 +13,7 @@ from nanochat_train.checkpoints import (
     step_directory,
     verify_checkpoint,
 )
-from nanochat_train.core import Candidate, CoreResult, Scored, Scorer, TaskResult, evaluate_core
+from nanochat_train.core import Candidate, CoreResult, LogLikelihood, TaskResult, evaluate_core
 from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.groups import param_groups
 from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
@@ -54,6 +54,7 @@ __all__ = [
     "FineTuning",
     "Group",
     "JsonlSink",
+    "LogLikelihood",
     "LossScale",
     "MetricSink",
     "MuonAdamW",
@@ -66,8 +67,6 @@ __all__ = [
     "Rollout",
     "RolloutLoader",
     "RolloutStatistics",
-    "Scored",
-    "Scorer",
     "ShardedMuonAdamW",
     "Sinks",
     "Stage",

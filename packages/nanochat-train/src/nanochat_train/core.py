@@ -1,6 +1,6 @@
 """CORE: prompts compared by a model's losses, or continued greedily; the mean of accuracies centred on guessing.
 
-The tasks and the scorer come from outside (`CoreTask`, `Scorer`), so that any bundle and any model will do.
+The tasks and the model come from outside (`CoreTask`, `LogLikelihood`), so that any bundle and any engine will do.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.world import World
@@ -52,27 +50,20 @@ class CoreTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A token sequence, of which the tokens from `start` to `end` are scored given those before."""
+    """A token sequence, of which the tokens from `start` on are scored given those before."""
 
     token_ids: list[int]
     start: int
-    end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a model thinks of a candidate's scored tokens."""
+class LogLikelihood(Protocol):
+    """A model's verdict on continuations, such as `nanochat_engine.Engine.loglikelihood` gives it."""
 
-    losses: NDArray[np.float64]
-    """nats, of each"""
-    is_greedy: bool
-    """Whether each is the model's first choice."""
-
-
-class Scorer(Protocol):
-    """Scores groups of candidates; those of a group may share a prefix, which need be computed only once."""
-
-    def __call__(self, groups: Sequence[Sequence[Candidate]], /) -> list[list[Scored]]: ...
+    def __call__(self, pairs: Sequence[tuple[list[int], list[int]]], /) -> Sequence[tuple[float, bool]]:
+        """(context, continuation), neither of them empty, as token ids -> the sum of the continuation's log probabilities
+        in nats, and whether each of its tokens is the most probable one. Neighbours may share a prefix.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,12 +107,12 @@ def candidates(item: CoreItem, kind: str, encode: Callable[[str], list[int]]) ->
     encoded = [encode(prompt) for prompt in item.prompts]
     if kind == "multiple_choice":
         start = common_prefix(encoded)
-        return [Candidate(ids, start, len(ids)) for ids in encoded]
+        return [Candidate(ids, start) for ids in encoded]
     if kind == "schema":
         length = common_prefix([ids[::-1] for ids in encoded])
-        return [Candidate(ids, max(len(ids) - length, 1), len(ids)) for ids in encoded]
+        return [Candidate(ids, max(len(ids) - length, 1)) for ids in encoded]
     without, whole = encoded
-    return [Candidate(whole, common_prefix([without, whole]), len(whole))]
+    return [Candidate(whole, common_prefix([without, whole]))]
 
 
 def cropped(options: Sequence[Candidate], max_tokens: int | None) -> list[Candidate]:
@@ -129,7 +120,7 @@ def cropped(options: Sequence[Candidate], max_tokens: int | None) -> list[Candid
     excess = max(len(option.token_ids) for option in options) - max_tokens if max_tokens is not None else 0
     if excess <= 0:
         return list(options)
-    return [Candidate(o.token_ids[excess:], max(o.start - excess, 1), max(o.end - excess, 1)) for o in options]
+    return [Candidate(option.token_ids[excess:], max(option.start - excess, 1)) for option in options]
 
 
 def common_prefix(sequences: Sequence[S]) -> int:
@@ -149,7 +140,7 @@ def choice(mean_losses: Sequence[float]) -> int | None:
 def evaluate_core(
     tasks: Iterable[CoreTask],
     encode: Callable[[str], list[int]],
-    scorer: Scorer,
+    loglikelihood: LogLikelihood,
     *,
     items_at_once: int = 64,
     max_tokens: int | None = None,
@@ -171,7 +162,7 @@ def evaluate_core(
         entries = [done[index] for index in mine if index in done]
         todo = [index for index in mine if index not in done]
         for begin in range(0, len(todo), items_at_once):
-            new = list(_entries(task, todo[begin : begin + items_at_once], encode, scorer, max_tokens))
+            new = list(_entries(task, todo[begin : begin + items_at_once], encode, loglikelihood, max_tokens))
             if log is not None:
                 log.append(new)
             entries += new
@@ -198,18 +189,38 @@ def task_result(label: str, num_right: int, num_items: int, baseline: float) -> 
     )
 
 
+def score(groups: Sequence[Sequence[Candidate]], loglikelihood: LogLikelihood) -> list[list[tuple[float, bool]]]:
+    """For each option its mean loss in nats, NaN if it has no tokens to score, and whether greedy decoding gives it."""
+    split = [[(o.token_ids[: o.start], o.token_ids[o.start :]) for o in options] for options in groups]
+    found = iter(loglikelihood([(before, after) for options in split for before, after in options if after]))
+
+    def mean(num_tokens: int) -> tuple[float, bool]:
+        if not num_tokens:
+            return math.nan, False
+        total, is_greedy = next(found)
+        return -total / num_tokens, is_greedy
+
+    return [[mean(len(after)) for _, after in options] for options in split]
+
+
 def _entries(
-    task: CoreTask, indices: Sequence[int], encode: Callable[[str], list[int]], scorer: Scorer, max_tokens: int | None
+    task: CoreTask,
+    indices: Sequence[int],
+    encode: Callable[[str], list[int]],
+    loglikelihood: LogLikelihood,
+    max_tokens: int | None,
 ) -> Iterator[dict[str, Any]]:
     """A line of the log for each of these items."""
     items = [task.item(index) for index in indices]
     whole = [candidates(item, task.kind, encode) for item in items]
     groups = [cropped(options, max_tokens) for options in whole]
-    for index, item, options, group, scored in zip(indices, items, whole, groups, scorer(groups), strict=True):
-        means = [float(option.losses.mean()) if option.losses.size else math.nan for option in scored]
+    for index, item, options, group, scored in zip(
+        indices, items, whole, groups, score(groups, loglikelihood), strict=True
+    ):
+        means = [loss for loss, _ in scored]
         chosen = choice(means)
         continued = task.kind == "language_modeling"
-        right = chosen is not None and scored[0].is_greedy if continued else chosen == item.gold
+        right = chosen is not None and scored[0][1] if continued else chosen == item.gold
         shared = common_prefix(item.prompts)
         yield {
             "task": task.label,
