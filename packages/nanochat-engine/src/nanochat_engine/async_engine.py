@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.engine import Engine, Prompt
@@ -92,7 +93,8 @@ class AsyncEngine:
         self._num_submitted = 0
         self._closing = False
         self._failure: Exception | None = None
-        self._streams: dict[int, AsyncEventStream] = {}
+        self._streams: WeakValueDictionary[int, AsyncEventStream] = WeakValueDictionary()
+        """By request id; a stream that nobody else holds is a dropped one."""
         self._thread = threading.Thread(target=self._drive, name="nanochat-engine", daemon=True)
         self._thread.start()
 
@@ -246,8 +248,9 @@ class AsyncEngine:
         """A step's events to their loops, each of which is woken once for all of its requests."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AsyncEventStream, Event | Exception]]] = {}
         for event in events:
-            stream = self._streams[event.request_id]
-            by_loop.setdefault(stream.loop, []).append((stream, event))
+            stream = self._streams.get(event.request_id)
+            if stream is not None:
+                by_loop.setdefault(stream.loop, []).append((stream, event))
         for loop, items in by_loop.items():
             if not _deliver(loop, items):
                 for request_id in {stream.request_id for stream, _ in items}:
