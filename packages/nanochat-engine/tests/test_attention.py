@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from nanochat_engine import Engine, KVCacheLike, native
-from nanochat_engine.kv_cache import CacheView, KVCache, Segment
+from nanochat_engine.attention import Segment
+from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.testing import ByteTokenizer, TinyLM
 from torch import Tensor
 
