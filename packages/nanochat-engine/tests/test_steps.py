@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from nanochat_engine import CausalLM, Completion, Engine, native
-from nanochat_engine.steps import FastSteps
 from nanochat_engine.testing import ByteTokenizer, TinyLM
 
 TOKENIZER = ByteTokenizer()
@@ -58,24 +57,21 @@ def test_where_compiling_fails_steps_stay_eager_with_one_line_in_the_log(
     assert Engine(TinyLM(cached=False), TOKENIZER, compile=True).steps is None
 
 
-def test_answers_begin_before_compiling_has_ended_and_then_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    release, num_calls = threading.Event(), iter(range(10**9))
+def test_answers_begin_before_compiling_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, asked = threading.Event(), threading.Event()
 
-    def slow_compile(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+    def load() -> bool:
+        asked.set()
         release.wait(600)
-        return lambda *inputs: (next(num_calls), function(*inputs))[1]
+        return False
 
-    monkeypatch.setattr(torch, "compile", slow_compile)
-    monkeypatch.setattr(native, "load", lambda: True)
+    monkeypatch.setattr(native, "load", load)
     with Engine(TinyLM(), TOKENIZER, max_rows=5, compile=True) as engine:
-        expected = answer(Engine(TinyLM(), TOKENIZER))
-        assert answer(engine) == expected
+        assert asked.wait(600)
+        assert answer(engine) == answer(Engine(TinyLM(), TOKENIZER))
         release.set()
         assert engine.steps is not None
-        assert engine.steps.wait()
-        before = next(num_calls)
-        assert [own.token_ids for own in answer(engine)] == [own.token_ids for own in expected]
-        assert next(num_calls) - before >= 30
+        assert not engine.steps.wait()
 
 
 @pytest.mark.slow
@@ -101,25 +97,14 @@ def test_compiled_steps_give_the_eager_tokens_each_model_by_its_own_weights(make
             if "logprobs" in own:
                 for one in found[0]:
                     assert all(entry.logprob == max(entry.top.values()) for entry in one.logprobs)
+        if isinstance(model := fast[0].model, torch.nn.Module):
+            calls: list[object] = []
+            model.register_forward_pre_hook(lambda *_: calls.append(None))
+            fast[0].complete([PROMPTS[0]], max_tokens=20, ignore_eos=True)
+            assert len(calls) <= 1, "the model itself computes at most the prompt"
     finally:
         for engine in fast:
             engine.close()
-
-
-@pytest.mark.slow
-def test_waiting_makes_all_steps_at_once_and_raises_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native.load():
-        pytest.skip("no C++ compiler")
-    from nanochat_engine.runner import new_cache
-
-    model = TinyLM()
-    assert model.kv_spec is not None
-    steps = FastSteps(max_rows=3, wait=True)
-    steps.start(model, new_cache(model.kv_spec, 4, 32, model.device))
-    assert [steps.find(rows) is not None for rows in (1, 2, 3, 4)] == [True, True, True, False]
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(RuntimeError, match="out of order"):
-        FastSteps(max_rows=1, wait=True).start(model, new_cache(model.kv_spec, 2, 32, model.device))
 
 
 @pytest.mark.gpu

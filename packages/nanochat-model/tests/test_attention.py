@@ -25,10 +25,10 @@ def random_qkv(length, heads=4, kv_heads=2, dtype=torch.float64):
 
 
 @settings(max_examples=40, deadline=None)
-@given(length=st.integers(1, 70), window=st.integers(0, 80))
-def test_windows_equal_the_naive_form(length, window):
-    ours, theirs = random_qkv(length), random_qkv(length)
-    y, expected = causal_attention(*ours, window=window), naive(*theirs, window)
+@given(length=st.integers(1, 70), window=st.integers(0, 80), kv_heads=st.sampled_from([1, 2, 4]))
+def test_windows_equal_the_naive_form(length, window, kv_heads):
+    ours, theirs = random_qkv(length, kv_heads=kv_heads), random_qkv(length, kv_heads=kv_heads)
+    y, expected = causal_attention(*ours, window=window, scale=8**-0.5), naive(*theirs, window)
     torch.testing.assert_close(y, expected)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     (y * weight).sum().backward()
@@ -51,5 +51,5 @@ def test_the_block_mask_of_the_gpu_kernel_says_the_same(window):
 def test_windows_on_cuda_equal_the_naive_form():
     q, k, v = (x.detach() for x in random_qkv(1024, kv_heads=4, dtype=torch.float32))
     expected = naive(q, k, v, 256)
-    y = causal_attention(*(x.cuda() for x in (q, k, v)), window=256)
+    y = causal_attention(*(x.cuda() for x in (q, k, v)), window=256, scale=8**-0.5)
     torch.testing.assert_close(y.cpu(), expected, rtol=2e-2, atol=2e-2)
