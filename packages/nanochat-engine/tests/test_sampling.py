@@ -19,9 +19,7 @@ LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.2, 0.0, -torch.inf, 1.9, -3.0])
 
 def exact(logits: Tensor, params: SamplingParams) -> Tensor:
     """The probabilities by their definition: token by token, in float64."""
-    weights = {
-        token: weight for token, weight in enumerate((logits.double() / params.temperature).softmax(-1).tolist())
-    }
+    weights = dict(enumerate((logits.double() / params.temperature).softmax(-1).tolist()))
     by_weight = sorted(weights, key=lambda token: -weights[token])
     kept = [token for token in by_weight if weights[token] >= params.min_p * weights[by_weight[0]]]
     kept = kept[: params.top_k or None]
@@ -203,13 +201,7 @@ INVALID: dict[str, list[Any]] = {
 
 def test_invalid_fields_are_named() -> None:
     assert {field.name for field in fields(SamplingParams)} - set(INVALID) == {"ignore_eos"}
-    accepted = []
     for name, values in INVALID.items():
         for value in values:
-            try:
+            with pytest.raises(ValueError, match=rf"^{name}="):
                 SamplingParams(**{name: value})
-            except ValueError as error:
-                assert str(error).startswith(f"{name}="), error
-            else:
-                accepted.append((name, value))
-    assert not accepted
