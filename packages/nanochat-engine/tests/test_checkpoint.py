@@ -61,6 +61,11 @@ def test_a_checkpoint_gives_an_engine_that_equals_the_model(checkpoint: Path) ->
             tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     assert result == tokens
     assert len(tokens) > len(prompt)
+    messages = [{"role": "user", "content": "naïve?"}]
+    rendered = nanochat_tokenizer.render_for_completion(engine.tokenizer, {"messages": messages})
+    chat = engine.chat(messages, temperature=0, max_tokens=4)
+    assert chat.token_ids == engine.complete([rendered], temperature=0, max_tokens=4)[0].token_ids
+    assert chat.num_prompt_tokens == len(rendered)
 
 
 def test_the_loading_thread_ends_and_takes_its_openmp_threads_along(
@@ -82,9 +87,14 @@ def test_the_loading_thread_ends_and_takes_its_openmp_threads_along(
     assert not thread.is_alive()
 
 
-def test_the_dtype_is_chosen_at_loading(checkpoint: Path) -> None:
+def test_dtype_quantization_and_the_engine_s_settings_are_chosen_at_loading(checkpoint: Path) -> None:
+    plain = load(str(checkpoint), max_rows=3)
+    assert plain.model.kv_spec.dtype == torch.float32
+    assert plain.max_rows == 3
     assert load(checkpoint, dtype=torch.bfloat16).model.kv_spec.dtype == torch.bfloat16
-    assert load(str(checkpoint)).model.kv_spec.dtype == torch.float32
+    assert load(checkpoint, quantize="int8").model.weight_bytes() < 0.4 * plain.model.weight_bytes()
+    with pytest.raises(ValueError, match="quantize='int3'"):
+        load(checkpoint, quantize="int3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "meta.json", "tokenizer/ranks.tiktoken"])

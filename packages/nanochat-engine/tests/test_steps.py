@@ -1,93 +1,133 @@
-"""Fast steps: eager until they are ready and where they fail; sizes of captured graphs."""
+"""Fast steps: eager until they are ready and where they fail; then the same tokens, each model by its own weights."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from nanochat_engine import Engine, fast_step
-from nanochat_engine.compiled import CompiledStep
-from nanochat_engine.graphs import GraphStep, round_up
-from nanochat_engine.steps import EagerStep
+from nanochat_engine import CausalLM, Completion, Engine, native
+from nanochat_engine.steps import FastSteps
 from nanochat_engine.testing import ByteTokenizer, TinyLM
 
-PROMPT = [256, 5, 6, 7]
+TOKENIZER = ByteTokenizer()
+PROMPTS = [[256, *range(length)] for length in (3, 60, 1, 90, 20)]
 
 
-def answer(engine: Engine) -> list[int]:
-    [result], _ = engine.generate_batch(PROMPT, max_tokens=20, temperature=0.0)
-    return result
+def answer(engine: Engine, **params: Any) -> list[Completion]:
+    return engine.complete(PROMPTS, temperature=0, max_tokens=30, ignore_eos=True, **params)
 
 
-def test_without_a_compiler_every_step_stays_eager(
+def gpt(seed: int) -> CausalLM:
+    """A prepared model of the workspace, with weights all away from zero, that GQA, windows and smear are a part of."""
+    nanochat_model = pytest.importorskip("nanochat_model")
+    sizes = {"sequence_len": 512, "vocab_size": 265, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64}
+    model = nanochat_model.GPT(nanochat_model.GPTConfig(**sizes, window_pattern="SL"))
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    prepared: CausalLM = nanochat_model.prepare_for_inference(model)
+    return prepared
+
+
+def broken(function: Any, **_: Any) -> Any:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the compiler is out of order\nand a long story")
+
+    return fail
+
+
+def test_where_compiling_fails_steps_stay_eager_with_one_line_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(function: Any, **_: Any) -> Any:
-        def fail(*_: Any) -> Any:
-            raise RuntimeError("no C++ compiler\nand a long story")
-
-        return fail
-
     monkeypatch.setattr(torch, "compile", broken)
-    with caplog.at_level(logging.WARNING):
-        engine = Engine(TinyLM(), ByteTokenizer(), compile=True)
-        assert isinstance(engine.model_step, CompiledStep)
-        assert not engine.model_step.wait(600)
-    assert "decoding stays eager, as compiling failed: no C++ compiler" in caplog.text
-    assert "long story" not in caplog.text
-    assert answer(engine) == answer(Engine(TinyLM(), ByteTokenizer()))
-    with pytest.raises(RuntimeError, match="no C"):
-        fast_step(TinyLM(), wait=True)
+    monkeypatch.setattr(native, "load", lambda: True)
+    with caplog.at_level(logging.WARNING), Engine(TinyLM(), TOKENIZER, compile=True) as engine:
+        assert engine.steps is not None
+        assert not engine.steps.wait()
+        [warning] = [record.getMessage() for record in caplog.records]
+        assert "stays eager" in warning
+        assert "the compiler is out of order" in warning
+        assert "long story" not in warning
+        assert answer(engine) == answer(Engine(TinyLM(), TOKENIZER))
+    assert Engine(TinyLM(cached=False), TOKENIZER, compile=True).steps is None
 
 
 def test_answers_begin_before_compiling_has_ended_and_then_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    calls: list[int] = []
+    release, num_calls = threading.Event(), iter(range(10**9))
 
-    def slow_compile(function: Any, **_: Any) -> Any:
+    def slow_compile(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         release.wait(600)
-
-        def graph(token_ids: torch.Tensor, *tensors: Any) -> Any:
-            calls.append(token_ids.size(0))
-            return function(token_ids, *tensors)
-
-        return graph
+        return lambda *inputs: (next(num_calls), function(*inputs))[1]
 
     monkeypatch.setattr(torch, "compile", slow_compile)
-    engine = Engine(TinyLM(), ByteTokenizer(), compile=True)
-    expected = answer(engine)
-    assert calls == []
-    release.set()
-    assert isinstance(engine.model_step, CompiledStep)
-    assert engine.model_step.wait(600)
-    calls.clear()
-    assert answer(engine) == expected
-    assert calls == [1] * (len(expected) - len(PROMPT) - 1)
-    calls.clear()
-    engine.complete_batch([PROMPT, PROMPT], max_tokens=3)
-    assert calls == [2, 2]
+    monkeypatch.setattr(native, "load", lambda: True)
+    with Engine(TinyLM(), TOKENIZER, max_rows=5, compile=True) as engine:
+        expected = answer(Engine(TinyLM(), TOKENIZER))
+        assert answer(engine) == expected
+        release.set()
+        assert engine.steps is not None
+        assert engine.steps.wait()
+        before = next(num_calls)
+        assert [own.token_ids for own in answer(engine)] == [own.token_ids for own in expected]
+        assert next(num_calls) - before >= 30
 
 
-def test_a_model_without_a_cache_is_called_eagerly() -> None:
-    assert isinstance(fast_step(TinyLM(cached=False)), EagerStep)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda seed: TinyLM(seed=seed), gpt], ids=["fake", "gpt"])
+def test_compiled_steps_give_the_eager_tokens_each_model_by_its_own_weights(make: Callable[[int], CausalLM]) -> None:
+    """Two models of the same shapes in one process, and what a compiled step does not sample by itself."""
+    if not native.load():
+        pytest.skip("no C++ compiler")
+    params: list[dict[str, Any]] = [
+        {}, {"logprobs": 2}, {"presence_penalty": 1.0}, {"temperature": 0.8, "top_k": 20, "n": 2}, {"temperature": 1.0},
+    ]  # fmt: skip
+    eager = [Engine(make(seed), TOKENIZER, max_rows=2) for seed in (1, 2)]
+    fast = [Engine(make(seed), TOKENIZER, max_rows=2, compile=True) for seed in (1, 2)]
+    try:
+        assert all(engine.steps is not None and engine.steps.wait() for engine in fast)
+        for own in params:
+            options = {"temperature": 0, "max_tokens": 20, "ignore_eos": True} | own
+            found = [engine.complete(PROMPTS, **options) for engine in fast]
+            expected = [engine.complete(PROMPTS, **options) for engine in eager]
+            said = [[[one.token_ids for one in some] for some in both] for both in (found, expected)]
+            assert said[0] == said[1]
+            assert said[0][0] != said[0][1]
+            if "logprobs" in own:
+                for one in found[0]:
+                    assert all(entry.logprob == max(entry.top.values()) for entry in one.logprobs)
+    finally:
+        for engine in fast:
+            engine.close()
 
 
-def test_rounding_up_gives_few_sizes_none_more_than_twice_too_large() -> None:
-    assert [round_up(number, 1, 12) for number in (1, 2, 3, 5, 8, 9, 12)] == [1, 2, 4, 8, 8, 12, 12]
-    assert [round_up(number, 64, 1000) for number in (1, 64, 128, 192, 576)] == [64, 64, 128, 256, 1000]
+@pytest.mark.slow
+def test_waiting_makes_all_steps_at_once_and_raises_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.load():
+        pytest.skip("no C++ compiler")
+    from nanochat_engine.runner import new_cache
+
+    model = TinyLM()
+    assert model.kv_spec is not None
+    steps = FastSteps(max_rows=3, wait=True)
+    steps.start(model, new_cache(model.kv_spec, 4, 32, model.device))
+    assert [steps.find(rows) is not None for rows in (1, 2, 3, 4)] == [True, True, True, False]
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        FastSteps(max_rows=1, wait=True).start(model, new_cache(model.kv_spec, 2, 32, model.device))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_captured_graphs_equal_eager_steps(caplog: pytest.LogCaptureFixture) -> None:
+def test_captured_graphs_equal_eager_steps() -> None:
     model = TinyLM(device="cuda")
-    prompts = [[256, *range(length)] for length in (3, 60, 1, 90, 20)]
-    plain, fast = Engine(model, ByteTokenizer()), Engine(model, ByteTokenizer(), compile=True)
-    assert isinstance(fast.model_step, GraphStep)
-    with caplog.at_level(logging.WARNING):
-        said = fast.complete_batch(prompts, max_tokens=30, temperature=0.0)
-    assert said == plain.complete_batch(prompts, max_tokens=30, temperature=0.0)
-    assert "capturing a CUDA graph failed" not in caplog.text
+    with Engine(model, TOKENIZER, max_rows=8, compile=True) as engine:
+        assert engine.steps is not None
+        assert engine.steps.wait()
+        found, expected = answer(engine), answer(Engine(model, TOKENIZER, max_rows=8))
+    assert [own.token_ids for own in found] == [own.token_ids for own in expected]

@@ -170,9 +170,9 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests none of whose samples run."""
-        running = {sequence.request_id for sequence in self._running}
-        return len({sequence.request_id for sequence in self._waiting} - running)
+        """Requests none of whose samples run; other threads may ask, so copies are iterated over."""
+        running = {sequence.request_id for sequence in tuple(self._running)}
+        return len({sequence.request_id for sequence in tuple(self._waiting)} - running)
 
     @property
     def num_running(self) -> int:

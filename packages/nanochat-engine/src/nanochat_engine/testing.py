@@ -155,9 +155,12 @@ def check_causal_lm(model: CausalLM, *, num_tokens: int = 24, tolerance: float =
             return KVCache(num_rows, *shape, device=device, dtype=spec.dtype)
 
         cache = new_cache(3)
-        chunks = [model(chunk, kv_cache=cache) for chunk in torch.split(tokens, [5, 1, 1, num_tokens - 7], dim=1)]
-        _close("chunks of a loop of one's own", torch.cat(chunks, dim=1), full, tolerance)
-        _check(cache.get_pos() == num_tokens, "the model must call advance(T) once")
+        logits, position = [], 0
+        for chunk in torch.split(tokens, [5, 1, 1, num_tokens - 7], dim=1):
+            logits.append(model(chunk, kv_cache=cache))
+            position += chunk.size(1)
+            _check(cache.get_pos() == position, "the model must call advance(T) once")
+        _close("chunks of a loop of one's own", torch.cat(logits, dim=1), full, tolerance)
         cache = new_cache(5)
         starts = [0, 0, 0]
         # One call computes some tokens of each sequence: single ones, segments, none.
