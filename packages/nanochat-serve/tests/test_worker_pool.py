@@ -221,6 +221,13 @@ def test_closing_ends_answers_and_processes():
     assert with_pool(use, num_workers=2) == [0, 0]
 
 
+def test_a_backend_that_is_busy_does_not_hold_the_end_up():
+    async def use(pool: WorkerPool) -> Any:
+        return pool._workers[0]._process
+
+    assert with_pool(use, busy=True).returncode == 0
+
+
 def test_no_devices_are_refused():
     with pytest.raises(ValueError, match="at least one device"):
         WorkerPool("moody:make", [])
