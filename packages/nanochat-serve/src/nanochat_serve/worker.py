@@ -32,6 +32,9 @@ GATHER_S = 0.001
 BEAT_S = 1.0
 """How often the worker says that it lives, if it has nothing else to say."""
 
+CLOSE_WITHIN_S = 2.0
+"""How long closing the backend is waited for. It may be busy with what nobody needs any more, such as compiling."""
+
 END_WITHIN_S = 10.0
 """How long closing the backend, and ending, may take once nobody listens."""
 
@@ -121,7 +124,10 @@ async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | N
     while (frame := await frames.get()) is not None:
         worker.receive(frame)
     beat.cancel()
-    await backend.aclose()
+    try:
+        await asyncio.wait_for(backend.aclose(), CLOSE_WITHIN_S)
+    except TimeoutError:
+        os._exit(0)  # the interpreter's own end would wait for the backend's threads
 
 
 def _say(out: BinaryIO, frame: dict[str, Any]) -> None:
