@@ -33,7 +33,7 @@ BEAT_S = 1.0
 """How often the worker says that it lives, if it has nothing else to say."""
 
 END_WITHIN_S = 10.0
-"""How long closing the backend, and ending, may take once nobody listens."""
+"""How long closing the backend may take once nobody listens."""
 
 
 class Worker:
@@ -110,6 +110,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     else:
         await _answer(backend, frames, out)
     reader.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
