@@ -36,7 +36,7 @@ CLOSE_WITHIN_S = 2.0
 """How long closing the backend is waited for. It may be busy with what nobody needs any more, such as compiling."""
 
 END_WITHIN_S = 10.0
-"""How long closing the backend, and ending, may take once nobody listens."""
+"""How long closing the backend may take once nobody listens."""
 
 
 class Worker:
@@ -114,6 +114,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     else:
         await _answer(backend, frames, out)
     reader.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
