@@ -93,7 +93,9 @@ def test_complete_takes_text_or_ids_one_or_several_and_gives_n_of_each() -> None
 
 
 def test_chat_gives_tool_calls_as_objects_and_parts_for_the_next_turn() -> None:
-    engine = saying([token if mask else 0 for token, mask in zip(CALCULATION, [1] * 11 + [0] * 4 + [1] * 2, strict=True)])
+    engine = saying(
+        [token if mask else 0 for token, mask in zip(CALCULATION, [1] * 11 + [0] * 4 + [1] * 2, strict=True)]
+    )
     completion = engine.chat([{"role": "user", "content": "6 times 7"}], temperature=0)
     assert completion.text == "It is ."
     assert completion.tool_calls == [ToolCall("6*7", "42")]
@@ -210,7 +212,11 @@ def test_whatever_the_schedule_a_request_gets_what_the_naive_loop_gives(cached: 
     rng = random.Random(seed)
     model = TinyLM(cached=cached, max_context=96)
     engine = Engine(
-        model, TOKENIZER, max_rows=rng.randrange(1, 7), prefix_rows=rng.randrange(4), prefill_tokens=rng.randrange(1, 50)
+        model,
+        TOKENIZER,
+        max_rows=rng.randrange(1, 7),
+        prefix_rows=rng.randrange(4),
+        prefill_tokens=rng.randrange(1, 50),
     )
     beginnings = [[BOS, *(rng.randrange(256) for _ in range(60))] for _ in range(2)]
     requests: dict[int, Request] = {}
@@ -219,7 +225,9 @@ def test_whatever_the_schedule_a_request_gets_what_the_naive_loop_gives(cached: 
     while to_come or not engine.idle:
         if to_come and rng.random() < 0.5:
             to_come -= 1
-            prompt = rng.choice(beginnings)[: rng.randrange(1, 61)] + [rng.randrange(256) for _ in range(rng.randrange(9))]
+            prompt = rng.choice(beginnings)[: rng.randrange(1, 61)] + [
+                rng.randrange(256) for _ in range(rng.randrange(9))
+            ]
             params = SamplingParams(
                 max_tokens=rng.choice([1, 9, 20, None]),
                 temperature=rng.choice([0.0, 0.0, 1.0]),

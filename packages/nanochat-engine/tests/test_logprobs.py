@@ -35,7 +35,14 @@ def test_those_of_prompt_and_completion_are_the_full_forward_s(cached: bool, pre
     model = TinyLM(cached=cached)
     engine = Engine(model, TOKENIZER, prefill_tokens=prefill_tokens)
     params = SamplingParams(
-        max_tokens=9, n=2, temperature=1.5, top_k=30, presence_penalty=1.0, logprobs=3, prompt_logprobs=2, ignore_eos=True
+        max_tokens=9,
+        n=2,
+        temperature=1.5,
+        top_k=30,
+        presence_penalty=1.0,
+        logprobs=3,
+        prompt_logprobs=2,
+        ignore_eos=True,
     )
     for _ in range(2):
         completions = engine.complete([PROMPT, [256, 1, 2]], params)

@@ -136,7 +136,9 @@ def test_conversations_that_branch_equal_those_from_nothing() -> None:
         requests = []
         for _ in range(rng.choice([1, 2])):
             past = rng.choice(turns)
-            prompt = past[: rng.randrange(len(past) // 2, len(past)) + 1] + [rng.randrange(256) for _ in range(rng.randrange(1, 20))]
+            prompt = past[: rng.randrange(len(past) // 2, len(past)) + 1] + [
+                rng.randrange(256) for _ in range(rng.randrange(1, 20))
+            ]
             params = SamplingParams(
                 max_tokens=12, temperature=rng.choice([0.0, 1.0]), seed=seed, n=rng.choice([1, 2]), ignore_eos=True
             )

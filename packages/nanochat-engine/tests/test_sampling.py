@@ -19,7 +19,9 @@ LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.2, 0.0, -torch.inf, 1.9, -3.0])
 
 def exact(logits: Tensor, params: SamplingParams) -> Tensor:
     """The probabilities by their definition: token by token, in float64."""
-    weights = {token: weight for token, weight in enumerate((logits.double() / params.temperature).softmax(-1).tolist())}
+    weights = {
+        token: weight for token, weight in enumerate((logits.double() / params.temperature).softmax(-1).tolist())
+    }
     by_weight = sorted(weights, key=lambda token: -weights[token])
     kept = [token for token in by_weight if weights[token] >= params.min_p * weights[by_weight[0]]]
     kept = kept[: params.top_k or None]
