@@ -63,11 +63,12 @@ def test_decoding_takes_the_faster_dtype_unless_it_is_told_or_bfloat16_is_slow(m
 
     monkeypatch.setattr(device, "decode_cost", cost)
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
-    for fast, costs[torch.bfloat16], expected in (
+    for fast, bf16_cost, expected in (
         (True, 0.5, torch.bfloat16),
         (True, 2.0, torch.float32),
         (False, 0.5, torch.float32),
     ):
+        costs[torch.bfloat16] = bf16_cost
         device._faster_dtype.cache_clear()
         measured.clear()
         monkeypatch.setattr(device, "has_fast_bf16", lambda _, fast=fast: fast)

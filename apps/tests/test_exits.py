@@ -26,7 +26,9 @@ def report():
         left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         tasks = Path("/proc/self/task")
         if tasks.is_dir():
-            left += [(task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != str(os.getpid())]
+            # By name: those without one of their own are numerical pools (OpenMP, rayon), which know nothing of Python.
+            names = {(task / "comm").read_text().strip() for task in tasks.iterdir()}
+            left += names - {Path("/proc/self/comm").read_text().strip()}
         Path(os.environ["THREADS"], f"{os.getpid()}.json").write_text(json.dumps(left))
 
 atexit.register(report)  # what is registered first is called last

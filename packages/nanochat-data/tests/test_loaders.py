@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import subprocess
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -164,6 +167,51 @@ def test_a_prefetcher_gives_the_same_batches_and_states(tmp_path):
         following = next(ahead)
         ahead.load_state_dict(state)
         assert same_batch(next(ahead), following)
+
+
+class Failing:
+    """Two batches, then an error, then more batches."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.calls += 1
+        if self.calls == 3:
+            raise OSError("the disk is gone")
+        return self.calls
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+
+def test_a_prefetcher_raises_what_the_loader_raised_and_its_thread_ends(tmp_path):
+    with Prefetcher(Failing()) as prefetcher:
+        assert [next(prefetcher), next(prefetcher)] == [1, 2]
+        for _ in range(3):
+            with pytest.raises(OSError, match="the disk is gone"):
+                next(prefetcher)
+        assert prefetcher.state_dict() == {"calls": 2}
+        assert any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+def test_a_prefetcher_that_nobody_closes_ends_with_the_program(tmp_path):
+    make_corpus(tmp_path)
+    program = f"""
+import atexit, threading
+atexit.register(lambda: print(threading.enumerate() == [threading.main_thread()]))
+from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+from nanochat_data.testing import ByteEncoder
+source = open_text_source({str(tmp_path)!r}, split="train")
+prefetcher = Prefetcher(PretrainLoader(source, ByteEncoder(), batch_size=2, sequence_len=16))
+next(prefetcher)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
 def test_a_state_of_other_data_is_refused(tmp_path):

@@ -232,6 +232,13 @@ def test_closing_ends_answers_though_the_pool_has_not_heard_of_the_process_s_end
     with_pool(use)
 
 
+def test_a_backend_that_is_busy_does_not_hold_the_end_up():
+    async def use(pool: WorkerPool) -> Any:
+        return pool._workers[0]._process
+
+    assert with_pool(use, busy=True).returncode == 0
+
+
 def test_no_devices_are_refused():
     with pytest.raises(ValueError, match="at least one device"):
         WorkerPool("moody:make", [])

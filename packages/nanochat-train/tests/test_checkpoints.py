@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nanochat_train import (
     MuonAdamW,
     PlainSink,
     Pretraining,
+    Sinks,
     TrainingLoop,
     TrainingState,
     bits_per_byte,
@@ -256,6 +258,18 @@ def test_a_line_comes_also_while_nothing_is_logged():
     lines = [line for line in stream.getvalue().splitlines() if line != "base starting, still at work"]
     assert lines[:3] == ["base step 4/9  loss 2.5000", *["base step 4/9, still at work"] * 2]
     assert not sink._watch.is_alive(), "a closed sink is silent"
+
+
+def test_sinks_are_all_closed_even_if_one_fails_to(tmp_path):
+    class Full(JsonlSink):
+        def close(self):
+            raise OSError("no space left")
+
+    stream = io.StringIO()
+    plain = PlainSink(stream, title="base", total_steps=9)
+    with pytest.raises(OSError, match="no space left"):
+        Sinks([Full(tmp_path / "a.jsonl"), plain, Full(tmp_path / "b.jsonl")]).close()
+    assert not any(thread.name == "plain-sink" for thread in threading.enumerate())
 
 
 def test_the_moving_average_has_no_bias_at_its_start():

@@ -19,6 +19,7 @@ constexpr int64_t BYTES_PER_TASK = 1 << 16;
 
 struct Shape {
   int64_t tokens, heads, kv_heads, slots, window;
+  int64_t row_stride;  // elements from one row of the cache to the next
   int64_t q_stride, k_stride, v_stride;  // elements from one token to the next
   float scale;
 };
@@ -75,8 +76,8 @@ void attend_tokens(const T* q, const T* k, const T* v, T* keys, T* values, const
     std::vector<float> query(D), y(D), scores(shape.slots);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / shape.kv_heads, h = i % shape.kv_heads, position = positions[n];
-      T* row_keys = keys + (rows[n] * shape.kv_heads + h) * shape.slots * D;
-      T* row_values = values + (rows[n] * shape.kv_heads + h) * shape.slots * D;
+      T* row_keys = keys + rows[n] * shape.row_stride + h * shape.slots * D;
+      T* row_values = values + rows[n] * shape.row_stride + h * shape.slots * D;
       std::memcpy(row_keys + position * D, k + n * shape.k_stride + h * D, D * sizeof(T));
       std::memcpy(row_values + position * D, v + n * shape.v_stride + h * D, D * sizeof(T));
       const int64_t first = std::max<int64_t>(0, position - shape.window);
@@ -93,17 +94,17 @@ void dispatch(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at:
               int64_t layer, const at::Tensor& rows, const at::Tensor& positions, const Shape& shape, at::Tensor& out) {
   const int64_t D = q.size(2);
   auto* const attend = D == 64 ? attend_tokens<T, 64> : D == 128 ? attend_tokens<T, 128> : attend_tokens<T, 0>;
-  attend(q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(), keys.data_ptr<T>() + layer * keys.stride(0),
-         values.data_ptr<T>() + layer * values.stride(0), rows.const_data_ptr<int64_t>(),
+  attend(q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(), keys.data_ptr<T>() + layer * keys.stride(1),
+         values.data_ptr<T>() + layer * values.stride(1), rows.const_data_ptr<int64_t>(),
          positions.const_data_ptr<int64_t>(), shape, D, out.data_ptr<T>());
 }
 
-// q (N, H, D), k and v (N, K, D), keys and values (L, R, K, S, D), rows and positions (N,) -> (N, H, D).
+// q (N, H, D), k and v (N, K, D), keys and values (R, L, K, S, D), rows and positions (N,) -> (N, H, D).
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::Tensor keys, at::Tensor values,
                   int64_t layer, const at::Tensor& rows, const at::Tensor& positions, int64_t window, double scale) {
   TORCH_CHECK(q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1, "heads must be contiguous");
   TORCH_CHECK(q.stride(1) == q.size(2) && k.stride(1) == q.size(2) && v.stride(1) == q.size(2), "heads must adjoin");
-  const Shape shape{q.size(0), q.size(1), k.size(1), keys.size(3), window, q.stride(0), k.stride(0), v.stride(0),
+  const Shape shape{q.size(0), q.size(1), k.size(1), keys.size(3), window, keys.stride(0), q.stride(0), k.stride(0), v.stride(0),
                     static_cast<float>(scale)};
   at::Tensor out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options());
   if (q.scalar_type() == at::kBFloat16)

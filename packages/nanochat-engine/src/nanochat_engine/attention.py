@@ -72,7 +72,7 @@ def attend(
     window: int,
     scale: float,
 ) -> Tensor:
-    """Stores k, v (N, K, D) of a chunk in keys, values (L, R, K, S, D) and attends with q (N, H, D) -> (N, H, D).
+    """Stores k, v (N, K, D) of a chunk in keys, values (R, L, K, S, D) and attends with q (N, H, D) -> (N, H, D).
 
     The chunk's first tokens are single ones, for `rows` (n,) at `positions` (N,), none beyond `num_slots`; then segments.
     """
@@ -84,7 +84,7 @@ def attend(
     for segment in segments:
         tokens = slice(segment.offset, segment.offset + segment.length)
         slots = slice(segment.start, segment.start + segment.length)
-        row_keys, row_values = keys[layer_idx, segment.row], values[layer_idx, segment.row]
+        row_keys, row_values = keys[segment.row, layer_idx], values[segment.row, layer_idx]
         row_keys[:, slots] = k[tokens].transpose(0, 1)
         row_values[:, slots] = v[tokens].transpose(0, 1)
         parts.append(attend_segment(q[tokens], row_keys, row_values, segment.start, window=window, scale=scale))
@@ -104,14 +104,20 @@ def _attend_singles(
     window: int,
     scale: float,
 ) -> Tensor:
-    """One C++ loop on a CPU that has a compiler, which visits each row's own slots; elsewhere torch's operations over
-    the first `num_slots` slots, which a compiler fuses.
+    """On a CPU each row's own slots are visited, by one C++ loop where there is a compiler; elsewhere the first
+    `num_slots` of all, by operations that a compiler fuses.
     """
-    if native.is_loaded() and q.device.type == "cpu" and q.dtype == keys.dtype:
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and native.is_loaded() and q.dtype == keys.dtype:
         return native.attend(q, k, v, keys, values, layer_idx, rows, positions, window, scale)
-    keys, values = keys[layer_idx], values[layer_idx]
+    keys, values = keys[:, layer_idx], values[:, layer_idx]
     keys[rows, :, positions] = k
     values[rows, :, positions] = v
+    if on_cpu and not torch.compiler.is_compiling():
+        where = zip(q[:, None], rows.tolist(), positions.tolist(), strict=True)
+        return torch.cat(
+            [attend_segment(own, keys[row], values[row], at, window=window, scale=scale) for own, row, at in where]
+        )
     distance = positions[:, None] - torch.arange(num_slots, device=q.device)
     unseen = ((distance < 0) | (distance > window))[:, None, None]
     N, H, D = q.shape
@@ -129,19 +135,22 @@ def attend_segment(q: Tensor, keys: Tensor, values: Tensor, start: int, *, windo
 
     The row holds the segment's own keys already. -> (T, H, D)
     """
-    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    blocks = []
     for begin in range(0, q.size(0), QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, q.size(0))
         first, last = max(0, start + begin - window), start + end
-        distance = torch.arange(start + begin, last, device=q.device)[:, None] - torch.arange(
-            first, last, device=q.device
-        )
-        y[begin:end] = F.scaled_dot_product_attention(
+        seen = None
+        if end - begin > 1:  # a single query sees all of them
+            position = torch.arange(start + begin, last, device=q.device)[:, None]
+            distance = position - torch.arange(first, last, device=q.device)
+            seen = ((distance >= 0) & (distance <= window))[None, None]
+        y = F.scaled_dot_product_attention(
             q[None, begin:end].transpose(1, 2),
             keys[None, :, first:last].to(q.dtype),
             values[None, :, first:last].to(q.dtype),
-            attn_mask=((distance >= 0) & (distance <= window))[None, None],
+            attn_mask=seen,
             scale=scale,
             enable_gqa=q.size(1) != keys.size(0),
-        )[0].transpose(0, 1)
-    return y
+        )
+        blocks.append(y[0].transpose(0, 1))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -27,8 +27,8 @@ class KVCache:
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> None:
-        shape = (num_layers, batch_size, num_heads, seq_len, head_dim)
-        # On a CPU, pages that no token has touched cost no memory.
+        # On a CPU, pages that no token has touched cost no memory; a row's layers adjoin, so that it touches few.
+        shape = (batch_size, num_layers, num_heads, seq_len, head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch_size
@@ -40,7 +40,7 @@ class KVCache:
 
     @property
     def batch_size(self) -> int:
-        return self.keys.size(1)
+        return self.keys.size(0)
 
     @property
     def seq_len(self) -> int:
@@ -54,7 +54,7 @@ class KVCache:
 
     def get_layer_cache(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Views (R, S, K, D) of a layer's keys and values."""
-        return self.keys[layer_idx].transpose(1, 2), self.values[layer_idx].transpose(1, 2)
+        return self.keys[:, layer_idx].transpose(1, 2), self.values[:, layer_idx].transpose(1, 2)
 
     def reset(self) -> None:
         """Forgets all sequences."""
@@ -71,7 +71,8 @@ class KVCache:
         if other.batch_size not in (1, self.batch_size):
             raise ValueError(f"cannot copy {other.batch_size} rows into {self.batch_size}")
         longest = max(other.lengths)
-        if other.keys.shape[::2] != self.keys.shape[::2] or longest > self.seq_len:
+        ours, theirs = ((*keys.shape[1:3], keys.size(4)) for keys in (self.keys, other.keys))
+        if ours != theirs or longest > self.seq_len:
             raise ValueError(f"caches of shapes {tuple(other.keys.shape)} and {tuple(self.keys.shape)} do not fit")
         self.keys[:, :, :, :longest] = other.keys[:, :, :, :longest]
         self.values[:, :, :, :longest] = other.values[:, :, :, :longest]
@@ -81,7 +82,7 @@ class KVCache:
     def copy_row(self, source: int, target: int, num_tokens: int) -> None:
         """Row `target` begins with the first tokens of row `source`."""
         for storage in (self.keys, self.values):
-            storage[:, target, :, :num_tokens] = storage[:, source, :, :num_tokens]
+            storage[target, :, :, :num_tokens] = storage[source, :, :, :num_tokens]
 
     # What a model sees of it: one chunk of as many tokens for every row.
 
@@ -137,7 +138,7 @@ class CacheView:
         num_slots: int,
         logits_at: Tensor | None = None,
     ) -> None:
-        """keys and values (L, R, K, S, D), rows (n,) of the single tokens, positions and previous_ids (N,).
+        """keys and values (R, L, K, S, D), rows (n,) of the single tokens, positions and previous_ids (N,).
 
         No single token stands beyond `num_slots`. Segments as a tensor (n, 4) are kept from a compiler.
         """

@@ -54,6 +54,16 @@ def load() -> bool:
         return _state["loaded"]
 
 
+def load_beside() -> None:
+    """`load`, on a thread while the loop has yet to be compiled."""
+    if "loaded" in _state:
+        return
+    if _library_path().exists():
+        load()
+    else:
+        threading.Thread(target=load, name="nanochat-native").start()
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -75,31 +85,42 @@ def _fake_attend(q: Tensor, *_: object) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-def _build() -> Path:
-    """The compiled library's path. Raises `OSError` where it can't be compiled."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or sys.platform != "linux":
-        raise OSError("no C++ compiler (g++, or what CXX names) was found")
+def _command() -> list[str]:
+    """What compiles the loop, without where to; the compiler first."""
     torch_dir = Path(torch.__file__).parent
-    command = [
-        compiler,
+    includes = [f"-I{torch_dir / path}" for path in ("include", "include/torch/csrc/api/include")]
+    return [
+        os.environ.get("CXX", "g++"),
         *FLAGS,
         str(SOURCE),
-        *(f"-I{torch_dir / path}" for path in ("include", "include/torch/csrc/api/include")),
+        *includes,
+        f"-L{torch_dir / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
     ]
-    command += [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
-    identity = [SOURCE.read_text(), *command, torch.__version__, _cpu_features()]
+
+
+def _library_path() -> Path:
+    identity = [SOURCE.read_text(encoding="utf-8"), *_command(), torch.__version__, _cpu_features()]
     name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:20]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat-engine"
-    library = folder / f"attention-{name}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / "attention.so"
-            done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise OSError(f"{compiler} failed: {done.stderr.strip()}")
-            built.replace(library)  # whole or not at all, whoever else builds it
+    return folder / f"attention-{name}.so"
+
+
+def _build() -> Path:
+    """The compiled library's path. Raises `OSError` where it can't be compiled."""
+    command, library = _command(), _library_path()
+    if library.exists():
+        return library
+    if sys.platform != "linux" or shutil.which(command[0]) is None:
+        raise OSError(f"no C++ compiler: {command[0]} (or another that CXX names) was not found")
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        built = Path(scratch) / library.name
+        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"{command[0]} failed: {done.stderr.strip()}")
+        built.replace(library)  # whole or not at all, whoever else builds it
     return library
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanochat_engine import native
 from nanochat_engine.attention import Segment
 from nanochat_engine.kv_cache import CacheView, KVCache
 from nanochat_engine.protocols import CausalLM, KVSpec
@@ -47,6 +48,8 @@ class CachedRunner:
         self._model = model
         self._cache = new_cache(spec, num_rows + 1, model.max_context, model.device)
         self._steps = steps
+        if model.device.type == "cpu":
+            native.load_beside()
         if steps is not None:
             steps.start(model, self._cache)
 

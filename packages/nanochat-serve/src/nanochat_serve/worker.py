@@ -32,8 +32,11 @@ GATHER_S = 0.001
 BEAT_S = 1.0
 """How often the worker says that it lives, if it has nothing else to say."""
 
+CLOSE_WITHIN_S = 2.0
+"""How long closing the backend is waited for. It may be busy with what nobody needs any more, such as compiling."""
+
 END_WITHIN_S = 10.0
-"""How long closing the backend, and ending, may take once nobody listens."""
+"""How long closing the backend may take once nobody listens."""
 
 
 class Worker:
@@ -111,6 +114,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     else:
         await _answer(backend, frames, out)
     reader.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
@@ -121,7 +125,10 @@ async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | N
     while (frame := await frames.get()) is not None:
         worker.receive(frame)
     beat.cancel()
-    await backend.aclose()
+    try:
+        await asyncio.wait_for(backend.aclose(), CLOSE_WITHIN_S)
+    except TimeoutError:
+        os._exit(0)  # the interpreter's own end would wait for the backend's threads
 
 
 def _say(out: BinaryIO, frame: dict[str, Any]) -> None:

@@ -43,11 +43,15 @@ class Moody(ScriptedBackend):
         async for event in super().stream(request):
             yield event
 
+    async def aclose(self):
+        if self.busy:
+            await asyncio.to_thread(time.sleep, 3600)
 
-def make(device, fail=False, pause_s=0.0):
+
+def make(device, fail=False, pause_s=0.0, busy=False):
     print("this goes to standard error")
     if fail:
         raise ValueError(f"nothing to load on {device}")
     backend = Moody(pause_s=pause_s)
-    backend.maker = threading.current_thread()
+    backend.maker, backend.busy = threading.current_thread(), busy
     return backend
