@@ -17,21 +17,22 @@ from nanochat_engine.testing import ByteTokenizer, TinyLM
 from torch import Tensor
 
 
-@pytest.fixture(params=["native", "torch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
+@pytest.fixture(params=["native", "torch", "fused"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C++ loop, torch's operations row by row, and those over all rows that a compiler fuses."""
+    if request.param != "native":
         monkeypatch.setattr(native, "is_loaded", lambda: False)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "fused")
     elif not native.load():
         pytest.skip("no C++ compiler")
-    return str(request.param)
 
 
 def naive(q: Tensor, keys: Tensor, values: Tensor, position: int, window: int, scale: float) -> Tensor:
-    """q (H, D) at a position, keys and values (K, S, D) of its row -> (H, D), head by head in float64."""
-    first, group = max(0, position - window), q.size(0) // keys.size(0)
+    """q (H, D) at a position, keys and values (S, K, D) of its row -> (H, D), head by head in float64."""
+    first, group = max(0, position - window), q.size(0) // keys.size(1)
     heads = []
     for h, query in enumerate(q.double()):
-        seen_keys, seen_values = (x[h // group, first : position + 1].double() for x in (keys, values))
+        seen_keys, seen_values = (x[first : position + 1, h // group].double() for x in (keys, values))
         heads.append((seen_keys @ query * scale).softmax(dim=0) @ seen_values)
     return torch.stack(heads)
 
@@ -44,39 +45,41 @@ CASES = [
 ]
 
 
-def test_singles_and_segments_equal_the_naive_loop_and_no_unwritten_slot_is_read(implementation: str) -> None:
+@pytest.mark.usefixtures("implementation")
+def test_singles_and_segments_equal_the_naive_loop_and_no_unwritten_slot_is_read() -> None:
     """Rows of unequal lengths in any order, every slot beyond them NaN; two tokens alone, then two segments."""
     generator = torch.Generator().manual_seed(0)
     for head_dim, (H, K), window, dtype in CASES:
         cache = KVCache(5, K, 40, head_dim, 2, "cpu", dtype)
         lengths, rows, counts = [0, 9, 38, 21, 3], [2, 0, 3, 4], [1, 1, 5, 17]
-        for storage in (cache.keys, cache.values):
-            storage.fill_(torch.nan)
+        for view in (*cache.get_layer_cache(0), *cache.get_layer_cache(1)):
+            view.fill_(torch.nan)
             for row, length in enumerate(lengths):
-                storage[:, row, :, :length] = torch.randn(2, K, length, head_dim, generator=generator).to(dtype)
+                view[row, :length] = torch.randn(length, K, head_dim, generator=generator)
         total, scale = sum(counts), head_dim**-0.5
         # Queries, keys and values of one product lie side by side in memory, as in a prepared model.
         q, k, v = torch.randn(1, total, H + 2 * K, head_dim, generator=generator).to(dtype).split([H, K, K], dim=2)
-        positions = [lengths[row] + i for row, count in zip(rows, counts, strict=True) for i in range(count)]
-        view = CacheView(
+        placed = [(row, lengths[row] + i) for row, count in zip(rows, counts, strict=True) for i in range(count)]
+        chunk = CacheView(
             cache.keys,
             cache.values,
             rows=torch.tensor(rows[:2]),
-            positions=torch.tensor(positions),
+            positions=torch.tensor([position for _, position in placed]),
             previous_ids=torch.zeros(total, dtype=torch.int64),
             segments=[Segment(3, 21, 2, 5), Segment(4, 3, 7, 17)],
             num_slots=39,
         )
-        y = view.attend(1, q, k, v, window=window, scale=scale)
-        row_of = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
-        for n, (row, position) in enumerate(zip(row_of, positions, strict=True)):
-            keys, values = cache.keys[1, row], cache.values[1, row]
-            assert torch.equal(keys[:, position], k[0, n])
-            assert torch.equal(values[:, position], v[0, n])
-            expected = naive(q[0, n], keys, values, position, window, scale)
+        y = chunk.attend(1, q, k, v, window=window, scale=scale)
+        assert y.shape == q.shape
+        keys, values = cache.get_layer_cache(1)
+        for n, (row, position) in enumerate(placed):
+            assert torch.equal(keys[row, position], k[0, n])
+            assert torch.equal(values[row, position], v[0, n])
+            expected = naive(q[0, n], keys[row], values[row], position, window, scale)
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(y[0, n].double(), expected, atol=tolerance, rtol=tolerance)
-        assert cache.keys[0].isnan().sum() == K * head_dim * (200 - sum(lengths)), "another layer stays as it was"
+        for view in cache.get_layer_cache(0):
+            assert view.isnan().sum() == K * head_dim * (200 - sum(lengths)), "another layer stays as it was"
 
 
 class Feverish(TinyLM):
@@ -94,7 +97,8 @@ class Feverish(TinyLM):
         return super().__call__(token_ids, kv_cache=kv_cache)
 
 
-def test_nan_in_a_freed_row_never_reaches_its_successor(implementation: str) -> None:
+@pytest.mark.usefixtures("implementation")
+def test_nan_in_a_freed_row_never_reaches_its_successor() -> None:
     """A mask on scores alone would let it through: 0 * NaN is NaN."""
     engine = Engine(Feverish(), ByteTokenizer(), max_rows=1, prefix_rows=0)
     prompt = [256, 5, 6, 7]

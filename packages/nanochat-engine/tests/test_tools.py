@@ -102,9 +102,10 @@ def engine_that_says(script: list[int], tools: Tools, **settings: Any) -> Engine
 
 
 def test_the_calculator_runs_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail(f"{self.name} was started"))
     script = [*b"It is ", *call("6*7"), *output("42"), *b".", 260]
-    results, masks = engine_that_says(script, DEFAULT_TOOLS).generate_batch([256], num_samples=2, temperature=0)
+    engine = engine_that_says(script, DEFAULT_TOOLS)
+    monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail(f"{self.name} was started"))
+    results, masks = engine.generate_batch([256], num_samples=2, temperature=0)
     assert results == [[256, *script[:-1]]] * 2
     assert masks == [[0] + [1] * 11 + [0] * 4 + [1]] * 2
 
