@@ -24,7 +24,7 @@ class Job:
     """The model, and what is asked of it."""
 
     checkpoint: str
-    """Directory in the layout of transformers; a GGUF file of like size is written into it."""
+    """Directory in the layout of transformers; a GGUF file of equal size is written into it."""
     depth: int
     width: int
     heads: int
@@ -94,11 +94,11 @@ def vllm(job: Job) -> tuple[str, Steps]:
     return vllm.__version__, run
 
 
-def llama(job: Job, kind: str = "BF16") -> tuple[str, Steps]:
+def llama(job: Job) -> tuple[str, Steps]:
     """llama.cpp, by its batches of one token for each sequence."""
     import llama_cpp as c
 
-    path = write_gguf(job, kind)
+    path = write_gguf(job)
     model_params, context_params = c.llama_model_default_params(), c.llama_context_default_params()
     context_params.n_ctx, context_params.n_seq_max = job.context * job.max_rows, job.max_rows
     context_params.n_threads = context_params.n_threads_batch = job.threads
@@ -133,12 +133,12 @@ def llama(job: Job, kind: str = "BF16") -> tuple[str, Steps]:
     return f"llama-cpp-python {c.__version__}", run
 
 
-def write_gguf(job: Job, kind: str) -> Path:
+def write_gguf(job: Job) -> Path:
     """A Llama with random weights, as many as ours has: two thirds of the MLP's width, as it has three matrices."""
     import numpy
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-    path = Path(job.checkpoint) / f"llama-{kind}.gguf"
+    path = Path(job.checkpoint) / "llama.gguf"
     writer, rng = GGUFWriter(path, "llama"), numpy.random.default_rng(0)
     width, hidden = job.width, round(8 * job.width / 3 / 32) * 32
     writer.add_vocab_size(job.vocab_size)
@@ -157,13 +157,16 @@ def write_gguf(job: Job, kind: str) -> Path:
         shapes |= {f"blk.{i}.{name}": (width,) for name in ("attn_norm", "ffn_norm")}
         shapes |= {f"blk.{i}.{name}": (hidden, width) for name in ("ffn_gate", "ffn_up")}
         shapes[f"blk.{i}.ffn_down"] = (width, hidden)
-    matrix_type = GGMLQuantizationType[kind]
     for name, shape in shapes.items():
         if len(shape) == 1:
             writer.add_tensor(f"{name}.weight", numpy.ones(shape, numpy.float32))
         else:
             weight = 0.02 * rng.standard_normal(shape, numpy.float32)
-            writer.add_tensor(f"{name}.weight", quants.quantize(weight, matrix_type), raw_dtype=matrix_type)
+            writer.add_tensor(
+                f"{name}.weight",
+                quants.quantize(weight, GGMLQuantizationType.BF16),
+                raw_dtype=GGMLQuantizationType.BF16,
+            )
     for write in (
         writer.write_header_to_file,
         writer.write_kv_data_to_file,
@@ -185,17 +188,7 @@ def time_steps(counts: Iterator[int], rows: int) -> list[float]:
     return took_s
 
 
-def llama_q8(job: Job) -> tuple[str, Steps]:
-    """llama.cpp with weights of eight bits."""
-    return llama(job, "Q8_0")
-
-
-ENGINES: dict[str, Callable[[Job], tuple[str, Steps]]] = {
-    "ours": ours,
-    "vllm": vllm,
-    "llama.cpp": llama,
-    "llama.cpp q8": llama_q8,
-}
+ENGINES: dict[str, Callable[[Job], tuple[str, Steps]]] = {"ours": ours, "vllm": vllm, "llama.cpp": llama}
 
 
 def serve(make: Callable[[Job], tuple[str, Steps]], job: Job) -> None:

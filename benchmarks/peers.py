@@ -76,7 +76,7 @@ class Peer:
         if line := self._process.stdout.readline():
             return json.loads(line)
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        self.absent = lines[-1].strip() if lines else f"ended with {self._process.wait()}"
+        self.absent = f"ended with {self._process.wait()}: {lines[-1].strip() if lines else 'no message'}"
         return None
 
     def measure(self, rows: int) -> list[float] | None:
@@ -118,12 +118,7 @@ def make_job(name: str, settings: Settings, directory: str) -> Job:
 
 def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str, Any]]:
     """By engine: its version and, by batch size, tokens/s of each round and their median; or why it is absent."""
-    pythons = {
-        "ours": sys.executable,
-        "vllm": settings.vllm,
-        "llama.cpp": settings.llama,
-        "llama.cpp q8": settings.llama,
-    }
+    pythons = {"ours": sys.executable, "vllm": settings.vllm, "llama.cpp": settings.llama}
     results: dict[str, dict[str, Any]] = {}
     peers = []
     with tempfile.TemporaryDirectory() as directory:
@@ -133,6 +128,7 @@ def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str
                 peers.append(Peer(engine, pythons[engine], job))
                 results[engine] = {"version": None if peers[-1].absent else peers[-1].read()}
             for round_number in range(-1, settings.rounds):  # the first warms up
+                print(f"{name}: round {round_number + 1} of {settings.rounds}", file=sys.stderr)
                 limits.measure()
                 for rows in BATCH_SIZES:
                     for peer in peers:
@@ -153,12 +149,11 @@ def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str
 def processor() -> dict[str, Any]:
     """What it calls itself, and which instructions it has."""
     info = Path("/proc/cpuinfo")
-    fields = (
-        dict(line.split("\t: ") for line in info.read_text().splitlines() if "\t: " in line) if info.is_file() else {}
-    )
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.is_file() else []
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     flags = fields.get("flags", "").split()
     return {
-        "processor": fields.get("model name\t", fields.get("model name", platform.processor())),
+        "processor": fields.get("model name", platform.processor()),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
