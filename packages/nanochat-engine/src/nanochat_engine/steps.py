@@ -155,22 +155,23 @@ def _compile(model: CausalLM, cache: KVCache, num_rows: int) -> Callable[[Tensor
     """
     from torch._inductor.compile_fx import compile_fx
 
-    made: list[tuple[list[str], Callable[..., Sequence[Tensor]]]] = []
+    made: list[tuple[dict[str, Tensor], Callable[..., Sequence[Tensor]]]] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
         names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-        made.append((names, compile_fx(graph, inputs)))  # type: ignore[arg-type]
+        made.append((dict(zip(names, inputs, strict=True)), compile_fx(graph, inputs)))  # type: ignore[arg-type]
         return made[-1][1]
 
     choice = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "autotune_num_choices_displayed": 0}
     with _inductor_settings(cpp_wrapper=True, **choice), torch.inference_mode():
         step = torch.compile(_decode(model), dynamic=False, fullgraph=True, backend=keep)
         step(*_example(cache, num_rows), cache.keys, cache.values, cache.seq_len)
-    [(names, compiled)] = made
+    [(inputs_of_graph, compiled)] = made
 
     def call(inputs: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        given = {"l_inputs_": inputs, "l_settings_": settings, "l_keys_": cache.keys, "l_values_": cache.values}
-        tokens, logits = compiled(*[given[name] for name in names])
+        # What varies, in its place; the rest are tensors of a model that is no module, and whose weights are inputs then.
+        given = inputs_of_graph | {"l_inputs_": inputs, "l_settings_": settings}
+        tokens, logits = compiled(*given.values())
         return tokens, logits
 
     return call
