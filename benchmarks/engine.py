@@ -78,8 +78,8 @@ def mix(model: GPT, limits: Limits, *, compile: bool) -> dict[str, object]:
     ratios, totals, ideals = [], [], []
     for _ in range(1 + ROUNDS):
         limits.measure()
-        params = SamplingParams(max_tokens=32, top_k=50)
-        full = measure_batch(engine, model, limits, MAX_ROWS, mean_context - 16, params)
+        params = SamplingParams(max_tokens=128, top_k=50)
+        full = measure_batch(engine, model, limits, MAX_ROWS, mean_context - 64, params)
         prefill_tok_per_s = measure_prefill(model, limits, 512)
         for request in requests:
             engine.submit(request)

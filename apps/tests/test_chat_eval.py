@@ -170,7 +170,7 @@ def test_a_model_of_nan_gets_a_clear_result(settings, tmp_path, capsys, monkeypa
     real = GPT.forward
     monkeypatch.setattr(GPT, "forward", lambda self, *args, **kwargs: real(self, *args, **kwargs) * math.nan)
     assert chat_eval.evaluate(replace(settings, task_name="arc-easy,gsm8k")) == 0
-    assert "10 problems without an answer: too long, or no finite logits" in capsys.readouterr().out
+    assert "10 problems without an answer: too long, or no finite log probabilities" in capsys.readouterr().out
     assert {entry["right"][0] for entry in transcript(tmp_path, "arc-easy")} == {False}
 
 

@@ -59,6 +59,11 @@ def test_settings_are_checked(settings: dict[str, object], message: str) -> None
         infer_bench.Settings(**settings)  # type: ignore[arg-type]
 
 
+def test_answers_too_short_for_a_full_batch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--max-tokens 2: the first of 3 answers ended before the last prompt of 200"):
+        report(capsys, depth=1, head_dim=32, vocab_size=300, batch_sizes=(3,), prompt_tokens=200, max_tokens=2)
+
+
 def test_a_context_that_is_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="129 tokens are more than the 64"):
         infer_bench.bench(

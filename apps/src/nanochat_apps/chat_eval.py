@@ -168,7 +168,7 @@ def table_line(result: ChatResult) -> str:
     if result.share_cut_off:
         line += f"   {result.share_cut_off:.0%} of the answers cut off"
     if result.num_unanswered:
-        line += f"   {result.num_unanswered} problems without an answer: too long, or no finite logits"
+        line += f"   {result.num_unanswered} problems without an answer: too long, or no finite log probabilities"
     return line
 
 

@@ -59,7 +59,10 @@ class NoEnds:
 def measure_batch(
     engine: Engine, model: GPT, limits: Limits, batch_size: int, prompt_tokens: int, params: SamplingParams
 ) -> Measured:
-    """Submits a batch at once and times its steps; the limits are those measured so far. `params` set the number of tokens."""
+    """Submits a batch at once and times its steps; the limits are those measured so far.
+
+    `params` set the number of tokens. Raises `ValueError` if it is too small for a step in which all requests decode.
+    """
     from nanochat_engine import Request
 
     assert params.max_tokens is not None
@@ -78,7 +81,12 @@ def measure_batch(
         if decoded_only and len(events) == batch_size:
             steps_s.append(now - last)
         last = now
-    steps_s = sorted(steps_s) or [last - start]
+    if not steps_s:
+        raise ValueError(
+            f"--max-tokens {params.max_tokens}: the first of {batch_size} answers ended before the last prompt of "
+            f"{prompt_tokens} tokens was computed; give more"
+        )
+    steps_s.sort()
     step_s = statistics.median(steps_s)
     context = prompt_tokens + params.max_tokens // 2
     kv_bytes = model.kv_bytes_per_token() * batch_size

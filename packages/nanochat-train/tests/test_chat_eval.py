@@ -72,7 +72,7 @@ def test_answers_in_words_are_graded_whatever_their_order():
     assert result.share_cut_off == pytest.approx(1 - statistics.mean(shares))
 
 
-def test_letters_are_the_largest_finite_logit():
+def test_letters_are_the_most_probable_finite_ones():
     result = evaluate(Task(9, "categorical"), baseline=1 / 3, problems_at_once=2)
     assert result.accuracy == pytest.approx(1 / 3)
     assert result.centred == pytest.approx(0.0)

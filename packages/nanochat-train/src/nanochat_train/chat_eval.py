@@ -57,7 +57,7 @@ class Chooser(Protocol):
     """Answers problems by a letter."""
 
     def __call__(self, conversations: Sequence[Any], letters: Sequence[Sequence[str]], /) -> list[list[float]]:
-        """The logit of each of its letters for each conversation; not finite where there is none."""
+        """The log probability of each of its letters for each conversation; not finite where there is none."""
         ...
 
 
@@ -78,7 +78,7 @@ class ChatResult:
     share_cut_off: float
     """Answers that reached the limit of tokens."""
     num_unanswered: int
-    """Problems without an answer, which count as wrong: they did not fit the context, or no logit was finite."""
+    """Problems without an answer, which count as wrong: they did not fit the context, or no log probability was finite."""
 
     @property
     def centred(self) -> float:
@@ -149,17 +149,17 @@ def _chosen(
         some = indices[begin : begin + at_once]
         conversations = [task.conversation(index) for index in some]
         letters = [task.letters(index) for index in some]  # type: ignore[attr-defined]
-        for index, conversation, names, logits in zip(
+        for index, conversation, names, logprobs in zip(
             some, conversations, letters, choose(conversations, letters), strict=True
         ):
-            finite = [logit if math.isfinite(logit) else -math.inf for logit in logits]
+            finite = [logprob if math.isfinite(logprob) else -math.inf for logprob in logprobs]
             answered = max(finite) > -math.inf
             letter = names[finite.index(max(finite))] if answered else ""
             yield {
                 **_problem(name, index, conversation),
                 "answers": [letter],
                 "finished": ["stop" if answered else "no answer"],
-                "logits": [round(logit, 4) if math.isfinite(logit) else None for logit in logits],
+                "logprobs": [round(logprob, 4) if math.isfinite(logprob) else None for logprob in logprobs],
                 "right": [answered and task.evaluate(conversation, letter)],
             }
 
