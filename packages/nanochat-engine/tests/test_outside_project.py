@@ -141,6 +141,7 @@ def test_a_project_outside_the_workspace_needs_the_engine_s_wheel_alone(tmp_path
     assert (work / "site" / "nanochat_engine" / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_importing_the_engine_imports_nothing_of_the_training_stack() -> None:
     program = f"import sys, nanochat_engine; print(sorted(set({FORBIDDEN!r}) & set(sys.modules)))"
     assert run(program) == "[]\n"
