@@ -79,13 +79,18 @@ def browser():
 
 @pytest.fixture
 def page(browser, server: Server):
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(0)  # one limit for the whole test will do
-    page.set_default_navigation_timeout(0)
-    page.goto(server.url)
+    page = open_page(browser, server.url)
     yield page
-    context.close()
+    page.context.close()
+
+
+def open_page(browser, url: str):
+    context = browser.new_context()
+    context.set_default_timeout(0)  # one limit for the whole test will do
+    context.set_default_navigation_timeout(0)
+    page = context.new_page()
+    page.goto(url)
+    return page
 
 
 def say(page, text: str) -> None:
@@ -274,8 +279,7 @@ def test_every_control_has_a_name_and_the_answer_is_announced_once_whole(page, s
 
 def test_a_missing_key_opens_the_settings(browser):
     running = Server(ScriptedBackend(), ServerSettings(api_key="sesame"))
-    page = browser.new_context().new_page()
-    page.goto(running.url)
+    page = open_page(browser, running.url)
     say(page, "hello")
     page.wait_for_selector("#settings")
     assert "API key" in page.inner_text(".notice")
