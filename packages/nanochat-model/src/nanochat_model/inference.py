@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
         """x (..., K) -> (..., N)."""
         flat = x.reshape(-1, x.size(-1))
         y: Tensor = torch.ops.nanochat.int8_linear(flat, self.weight, self.scale)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.weight.size(0))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight (N, K), restored."""
