@@ -148,3 +148,9 @@ def test_rows_together_get_the_logits_that_each_gets_alone() -> None:
         with torch.inference_mode():
             alone = torch.cat([prepared(row[None]) for row in ids])
             torch.testing.assert_close(prepared(ids), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_int8_product_of_no_rows_has_no_rows():
+    linear = Int8Linear(3, 4, torch.float32)
+    linear.load(torch.ones(3, 4))
+    assert linear(torch.ones(1, 0, 4)).shape == (1, 0, 3)  # a step whose prompts want no logits
