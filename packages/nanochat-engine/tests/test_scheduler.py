@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from nanochat_engine import Event, Request, SamplingParams, use_calculator
+from nanochat_engine.plan import Sampled
 from nanochat_engine.prefix_cache import RowPool
-from nanochat_engine.scheduler import Sampled, Scheduler
+from nanochat_engine.scheduler import Scheduler
 from nanochat_engine.testing import ByteTokenizer
 from nanochat_engine.tools import Toolbox, Tools
 

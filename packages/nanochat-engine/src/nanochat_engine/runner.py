@@ -15,6 +15,7 @@ from torch import Tensor
 from nanochat_engine import native
 from nanochat_engine.attention import Segment
 from nanochat_engine.kv_cache import CacheView, KVCache
+from nanochat_engine.plan import Chunk, Plan, Sampled
 from nanochat_engine.protocols import CausalLM, KVSpec
 from nanochat_engine.sampling import (
     Logprobs,
@@ -25,7 +26,6 @@ from nanochat_engine.sampling import (
     take_logprobs,
     uniform,
 )
-from nanochat_engine.scheduler import Chunk, Plan, Sampled
 from nanochat_engine.steps import FastSteps
 
 _GREEDY = SamplingParams(temperature=0.0)
