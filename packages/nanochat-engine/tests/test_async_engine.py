@@ -326,3 +326,16 @@ def test_the_event_loop_never_waits_for_the_model() -> None:
             return await task
 
     assert asyncio.run(main()) == [65, 65, 65]
+
+
+def test_a_model_that_exits_ends_no_thread_unseen() -> None:
+    def leave(history: list[int]) -> int:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        async with AsyncEngine(scripted(leave)) as engine:
+            with pytest.raises(RuntimeError, match="SystemExit"):
+                await collect(engine, asking([1]))
+            assert engine.failure is not None
+
+    asyncio.run(main())

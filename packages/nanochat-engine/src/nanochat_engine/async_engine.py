@@ -212,6 +212,8 @@ class AsyncEngine:
                 self.num_steps += 1
         except Exception as error:
             self._failure = error
+        except BaseException as error:  # whatever ends the thread, no one may wait for it for ever
+            self._failure = RuntimeError(f"the engine's thread was ended by {type(error).__name__}: {error}")
         with self._lock:
             self._closing = True
         left = list(self._streams.values())
