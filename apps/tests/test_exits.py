@@ -23,6 +23,10 @@ from pathlib import Path
 
 def report():
     if any(name.startswith("nanochat_") for name in sys.modules):
+        for thread in threading.enumerate():
+            # asyncio's own, one for each process: it says that its process has ended, and only then ends itself.
+            if thread.name.startswith("asyncio-waitpid-"):
+                thread.join()
         left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         tasks = Path("/proc/self/task")
         if tasks.is_dir():
