@@ -18,6 +18,8 @@ Quantization = Literal["int8"]
 
 BLOCK_ELEMENTS = 1 << 18
 """int8 weights restored at a time on a CPU: a megabyte in float32, which stays in a core's cache until it is used."""
+PACKED_ROWS = 8
+"""Up to so many rows reading int8 costs more than computing with it; restoring W pays for more."""
 
 
 class FrozenLinear(nn.Module):
@@ -71,19 +73,25 @@ class Int8Linear(nn.Module):
         return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
 
 
-@torch.library.custom_op("nanochat::int8_linear", mutates_args=())
+# One operation to a compiler, whose own kernels for int8 are slower. Defined as it is here, a call costs a third of a `custom_op`'s.
+_library = torch.library.Library("nanochat", "FRAGMENT")
+_library.define("int8_linear(Tensor x, Tensor weight, Tensor scale) -> Tensor")
+
+
+@torch.library.impl(_library, "int8_linear", "CompositeExplicitAutograd")
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (M, K), weight (N, K) int8, scale (N,) -> (M, N); one operation to a compiler."""
-    if x.dtype != torch.float32 and x.device.type in ("cpu", "cuda"):
-        return torch._weight_int8pack_mm(x, weight, scale)  # torch's kernel, slow in float32 only
-    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if x.device.type == "cpu" else weight.size(0)
+    """x (M, K), weight (N, K) int8, scale (N,) -> (M, N)."""
+    on_cpu = x.device.type == "cpu"
+    if x.dtype != torch.float32 and (x.size(0) <= PACKED_ROWS if on_cpu else x.device.type == "cuda"):
+        return torch._weight_int8pack_mm(x, weight, scale)
+    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if on_cpu else weight.size(0)
     y = x.new_empty(weight.size(0), x.size(0))
     for start in range(0, weight.size(0), rows):
         torch.mm(weight[start : start + rows].to(x.dtype), x.T, out=y[start : start + rows])
     return (y.T * scale).contiguous()
 
 
-@int8_linear.register_fake
+@torch.library.register_fake("nanochat::int8_linear", lib=_library)
 def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
