@@ -12,7 +12,7 @@ import torch
 from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
 from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import load_model
 from nanochat_train import JsonlSink, list_steps, load_meta, read_metrics
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from nanochat_data.tinyworld import TinyWorld, grade
+from nanochat_data.synthetic import TinyWorld, grade
 
 if TYPE_CHECKING:
     from nanochat_engine import Engine

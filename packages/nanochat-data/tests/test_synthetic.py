@@ -1,4 +1,4 @@
-"""tinyworld is deterministic, right, varied, and keeps its test items to itself."""
+"""The generated world is deterministic, right, varied, and keeps its test items to itself."""
 
 import ast
 import operator
@@ -6,12 +6,10 @@ import operator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nanochat_data.tinyworld import SKILLS, TinyWorld, TinyWorldTask, grade
-from nanochat_data.tinyworld.arithmetic import SYMBOLIC, WORDED
-from nanochat_data.tinyworld.facts import RELATIONS
-from nanochat_data.tinyworld.identity import INTENTS
-from nanochat_data.tinyworld.letters import COUNTING
-from nanochat_data.tinyworld.randomness import phrasings
+from nanochat_data.synthetic import SKILLS, TinyWorld, grade
+from nanochat_data.synthetic.facts import relations
+from nanochat_data.synthetic.phrasing import of_split, table, templates
+from nanochat_data.tasks import TinyWorldTask
 
 WORLD = TinyWorld(0)
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -61,25 +59,24 @@ def test_no_test_item_is_a_training_item(skill):
     assert not questions("train", 4000) & questions("test", 400)
 
 
-@pytest.mark.parametrize("skill", ["identity", "facts", "choice"])
-def test_questions_are_kept_back_by_their_wording(skill):
-    lists = (
-        [intent.asked for intent in INTENTS.values()]
-        if skill == "identity"
-        else [r.questions for r in RELATIONS.values()]
-    )
-    for templates in lists:
-        train, test = phrasings(templates, "train"), phrasings(templates, "test")
+def intents():
+    return {name: templates("identity", "intents", name, "asked") for name in table("identity")["intents"]}
+
+
+def test_questions_are_held_out_by_their_wording():
+    for phrasings in [*intents().values(), *(relation.questions for relation in relations().values())]:
+        train, test = of_split(phrasings, "train"), of_split(phrasings, "test")
         assert test
         assert not set(train) & set(test)
-        assert set(train + test) == set(templates)
+        assert set(train + test) == set(phrasings)
 
 
 def test_the_world_is_varied():
-    assert sum(len(r.pairs) for r in RELATIONS.values()) >= 200
-    assert len(COUNTING) >= 30
-    assert len(SYMBOLIC) + sum(map(len, WORDED.values())) >= 80
-    assert sum(len(i.asked) for i in INTENTS.values()) >= 150
+    assert sum(len(relation.pairs) for relation in relations().values()) >= 200
+    assert len(templates("letters", "counting")) >= 30
+    worded = [templates("arithmetic", "worded", op) for op in "+-*/"]
+    assert len(templates("arithmetic", "symbolic")) + sum(map(len, worded)) >= 80
+    assert sum(map(len, intents().values())) >= 150
     expressions = {WORLD.conversation(i, skill="arithmetic")["messages"][1]["content"][0]["text"] for i in range(2000)}
     assert len(expressions) > 1900
     assert {op for e in expressions for op in e if op in "+-*/"} == set("+-*/")
