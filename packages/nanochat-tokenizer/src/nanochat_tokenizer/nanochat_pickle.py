@@ -1,14 +1,18 @@
-"""Reads a pickled `tiktoken.Encoding` without unpickling: a pickle is a program, and this reader can run none.
+"""The tokenizer of karpathy/nanochat, a pickled `tiktoken.Encoding`, read without unpickling: a pickle is a program.
 
-It knows the few opcodes that such a pickle is made of (protocols 3 to 5), builds plain dictionaries from them, and refuses
-everything else by name. Nothing is imported, looked up or called.
+This reader can run none. It knows the few opcodes that such a pickle is made of (protocols 3 to 5), builds plain dictionaries
+from them, and refuses everything else by name. Nothing is imported, looked up or called.
 """
 
 from __future__ import annotations
 
 import pickletools
+from pathlib import Path
 from typing import Any
 
+from nanochat_tokenizer.tokenizer import Tokenizer
+
+MAX_PICKLE_BYTES = 256 * 2**20
 ADMITTED_CLASS = ("tiktoken.core", "Encoding")
 
 _PUSH_ARGUMENT = {
@@ -32,6 +36,29 @@ class _EncodingObject:
     """Stands for an instance of it; `state` is what the pickle says its attributes are."""
 
     state: Any = None
+
+
+def from_nanochat(path: str | Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.pkl` of karpathy/nanochat. Reading it runs no code, whatever the file holds.
+
+    Raises `ValueError` naming the file, for one that is anything but a pickled `tiktoken.Encoding` or whose special tokens
+    do not follow the merges.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_PICKLE_BYTES:
+            raise ValueError(f"{size} bytes are more than a tokenizer needs")
+        encoding = read_pickled_encoding(path.read_bytes())
+        ranks, specials = encoding["mergeable_ranks"], encoding["special_tokens"]
+        ordered = sorted(specials, key=specials.__getitem__)
+        if [specials[name] for name in ordered] != list(range(len(ranks), len(ranks) + len(specials))):
+            raise ValueError(f"special tokens must have the ids that follow the {len(ranks)} merged tokens")
+        return Tokenizer(ranks, pattern=encoding["pat_str"], special_tokens=ordered)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; nanochat keeps its tokenizer there") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def read_pickled_encoding(content: bytes) -> dict[str, Any]:

@@ -1,19 +1,23 @@
-"""Our tokenizer as a fast tokenizer of transformers, with the chat format as its template, both ways.
+"""Tokenizers of other projects: karpathy/nanochat's pickle in, the files of transformers both ways.
 
-The files are read and written here as what they are, JSON; only `to_transformers` needs transformers (extra `transformers`).
+The files of transformers are read and written here as what they are, JSON; only `to_transformers` needs transformers (extra
+`transformers`). The chat format goes along as their template.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nanochat_tokenizer.convert.byte_level import from_letters, implied_merges, to_letters
+from nanochat_tokenizer.nanochat_pickle import from_nanochat
 from nanochat_tokenizer.tokenizer import Tokenizer
+
+__all__ = ["from_nanochat", "from_transformers", "save_transformers", "to_transformers"]
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -121,9 +125,9 @@ def _fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": True,
             "vocab": {
-                to_letters(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=lambda item: item[1])
+                _to_letters(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=lambda item: item[1])
             },
-            "merges": [[to_letters(left), to_letters(right)] for left, right in implied_merges(tokenizer.ranks)],
+            "merges": [[_to_letters(left), _to_letters(right)] for left, right in _implied_merges(tokenizer.ranks)],
         },
     }
 
@@ -135,13 +139,13 @@ def _from_fast_tokenizer(values: Mapping[str, Any]) -> Tokenizer:
     if values.get("normalizer") is not None:
         raise ValueError("it normalizes text, which our tokenizer never does")
     special = {token["content"]: token["id"] for token in values["added_tokens"]}
-    ranks = {from_letters(token): rank for token, rank in model["vocab"].items() if token not in special}
+    ranks = {_from_letters(token): rank for token, rank in model["vocab"].items() if token not in special}
     ordered = sorted(special, key=special.__getitem__)
     if [special[name] for name in ordered] != list(range(len(ranks), len(ranks) + len(special))):
         raise ValueError(f"its added tokens do not have the ids that follow the {len(ranks)} merged ones")
     tokenizer = Tokenizer(ranks, pattern=_split_pattern(values["pre_tokenizer"]), special_tokens=ordered)
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    if [(from_letters(left), from_letters(right)) for left, right in pairs] != implied_merges(ranks):
+    if [(_from_letters(left), _from_letters(right)) for left, right in pairs] != _implied_merges(ranks):
         raise ValueError("its merges are not those that the order of its ids implies")
     return tokenizer
 
@@ -158,3 +162,57 @@ def _split_pattern(pre_tokenizer: Mapping[str, Any]) -> str:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@cache
+def _byte_letters() -> dict[int, str]:
+    """A visible character for every byte: itself where it is one, else the next free one from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(visible)]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+@cache
+def _letter_bytes() -> dict[str, int]:
+    """The byte of each such character."""
+    return {letter: byte for byte, letter in _byte_letters().items()}
+
+
+def _to_letters(token: bytes) -> str:
+    """A token as transformers writes it: GPT-2's visible character for each byte."""
+    return "".join(_byte_letters()[byte] for byte in token)
+
+
+def _from_letters(text: str) -> bytes:
+    """Raises `ValueError` for a character that stands for no byte."""
+    try:
+        return bytes(_letter_bytes()[letter] for letter in text)
+    except KeyError as error:
+        raise ValueError(f"the token {text!r} is not written in byte letters ({error})") from None
+
+
+def _implied_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """For each token of several bytes, in the order of ranks, the two tokens that the merges before it leave of it.
+
+    Raises `ValueError` for a token that no such pair makes.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) == 1:
+            continue
+        parts = _merged(token, ranks, below=rank)
+        if len(parts) != 2:
+            raise ValueError(f"token {rank} ({token!r}) is not made by merging two earlier tokens")
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _merged(token: bytes, ranks: Mapping[bytes, int], *, below: int) -> list[bytes]:
+    """The token's bytes with every merge of a rank under `below` applied, lowest first."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while True:
+        pairs = [(ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1)]
+        rank, i = min(pairs, default=(below, 0))
+        if rank >= below:
+            return parts
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
