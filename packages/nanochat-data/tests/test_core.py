@@ -1,12 +1,14 @@
 """The CORE bundle: prompts and shots as the reference makes them, cut tasks, and complaints about damaged files."""
 
+import hashlib
 import json
 import os
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
-from nanochat_data import core_bundle_fingerprint, load_core_bundle
+from nanochat_data import core_bundle_fingerprint, download_core_bundle, load_core_bundle
 
 REAL_BUNDLE = (
     Path(os.environ.get("NANOCHAT_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data") / "eval_bundle"
@@ -105,6 +107,28 @@ def test_a_fingerprint_tells_bundles_apart(bundle):
     assert whole != core_bundle_fingerprint(load_core_bundle(bundle, max_per_task=2))
     (bundle / "core.yaml").write_text(YAML.replace("[2]", "[3]"))
     assert whole != core_bundle_fingerprint(load_core_bundle(bundle))
+
+
+def test_a_bundle_is_fetched_compared_and_appears_whole(bundle, tmp_path_factory):
+    there = tmp_path_factory.mktemp("fetched")
+    archive = there / "bundle.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in bundle.rglob("*"):
+            packed.write(path, Path("eval_bundle") / path.relative_to(bundle))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=f"has the SHA-256 {digest}, not 90a7"):
+        download_core_bundle(there / "bundle", url=archive.as_uri())
+    assert [path.name for path in there.iterdir()] == ["bundle.zip"]
+    tasks = download_core_bundle(there / "bundle", url=archive.as_uri(), sha256=digest)
+    assert core_bundle_fingerprint(tasks) == core_bundle_fingerprint(load_core_bundle(bundle))
+    archive.unlink()
+    assert len(download_core_bundle(there / "bundle", url=archive.as_uri())) == 3, "what is there is not fetched again"
+    assert [path.name for path in there.iterdir()] == ["bundle"]
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("readme.txt", "nothing")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"does not hold one folder with a core\.yaml"):
+        download_core_bundle(there / "other", url=archive.as_uri(), sha256=digest)
 
 
 @pytest.mark.parametrize(

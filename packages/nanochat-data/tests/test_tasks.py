@@ -19,6 +19,7 @@ from nanochat_data.tasks import (
     Task,
     TaskMixture,
     TaskOptions,
+    TaskSequence,
     make_task,
     parse_mixture,
 )
@@ -82,6 +83,7 @@ def test_a_mixture_is_a_fixed_shuffle_and_repeats_what_is_listed_twice():
     random.Random(42).shuffle(pairs)
     assert said(mixture) == pairs
     assert Counter(pairs)["b3"] == 2
+    assert said(TaskSequence([a, b])) == said(a) + said(b)
     with pytest.raises(ValueError, match="TaskMixture has no grader"):
         mixture.evaluate(mixture[0], "x")
 

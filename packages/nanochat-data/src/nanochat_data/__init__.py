@@ -1,7 +1,7 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
 from nanochat_data.conversations import ConversationLoader
-from nanochat_data.core import CoreTask, core_bundle_fingerprint, load_core_bundle
+from nanochat_data.core import CoreTask, core_bundle_fingerprint, download_core_bundle, load_core_bundle
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
 from nanochat_data.messages import Conversation, Message, Part, as_messages, render_choices
 from nanochat_data.prefetch import Prefetcher
@@ -9,6 +9,7 @@ from nanochat_data.pretrain import PretrainLoader, validation_batches
 from nanochat_data.protocols import Conversations, Renderer, TextEncoder
 from nanochat_data.rows import Batch, RowLoader, pack_best_fit
 from nanochat_data.sources import TextSource, open_text_source
+from nanochat_data.statistics import Statistics, read_conversations
 from nanochat_data.tasks import (
     ARC,
     GSM8K,
@@ -25,6 +26,7 @@ from nanochat_data.tasks import (
     Task,
     TaskMixture,
     TaskOptions,
+    TaskSequence,
     make_task,
     parse_mixture,
 )
@@ -58,15 +60,18 @@ __all__ = [
     "SimpleSpelling",
     "SmolTalk",
     "SpellingBee",
+    "Statistics",
     "Task",
     "TaskMixture",
     "TaskOptions",
+    "TaskSequence",
     "TextEncoder",
     "TextSource",
     "TokenCache",
     "as_messages",
     "build_token_cache",
     "core_bundle_fingerprint",
+    "download_core_bundle",
     "download_shards",
     "load_core_bundle",
     "load_words",
@@ -74,6 +79,7 @@ __all__ = [
     "open_text_source",
     "pack_best_fit",
     "parse_mixture",
+    "read_conversations",
     "render_choices",
     "validation_batches",
 ]

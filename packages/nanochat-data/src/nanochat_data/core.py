@@ -9,6 +9,10 @@ import csv
 import hashlib
 import json
 import random
+import shutil
+import tempfile
+import urllib.request
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "schema": ("context_options", "continuation", "gold"),
     "language_modeling": ("context", "continuation"),
 }
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+BUNDLE_SHA256 = "90a7c19e28ee7a52b4f6e1f87658deb9fde7f63deba2379045bdb1fe9ea5d200"
+"""The reference's bundle, and its archive's hash as several projects note it."""
 ITEM_SEED = 1337
 SHOT_SEED = 1234
 
@@ -85,6 +92,34 @@ def load_core_bundle(folder: str | Path, *, max_per_task: int | None = None) -> 
     folder = Path(folder)
     baselines = _baselines(folder / "eval_meta_data.csv")
     return [_load_task(folder, entry, baselines, max_per_task) for entry in _entries(folder / "core.yaml")]
+
+
+def download_core_bundle(folder: str | Path, *, url: str = BUNDLE_URL, sha256: str = BUNDLE_SHA256) -> list[CoreTask]:
+    """Fetches the archive of a bundle, compares its hash and unpacks it to a folder, which appears whole; returns its tasks.
+
+    A folder that is there already is only read. Raises `OSError` where the archive cannot be had, `ValueError` where it is
+    another one or holds no bundle.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return load_core_bundle(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".core-", dir=folder.parent) as temporary:
+        archive = Path(temporary) / "bundle.zip"
+        with urllib.request.urlopen(url) as response, archive.open("wb") as file:
+            shutil.copyfileobj(response, file)
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise ValueError(f"{url} has the SHA-256 {found}, not {sha256}: it was changed or cut short on its way")
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(temporary)  # which keeps names within the folder
+        roots = [path.parent for path in Path(temporary).glob("*/core.yaml")]
+        if len(roots) != 1:
+            raise ValueError(f"{url} does not hold one folder with a core.yaml")
+        tasks = load_core_bundle(roots[0])
+        roots[0].rename(folder)
+    return tasks
 
 
 def core_bundle_fingerprint(tasks: Sequence[CoreTask]) -> str:

@@ -1,6 +1,6 @@
 """Tasks: conversations to train on and the graders of their answers."""
 
-from nanochat_data.tasks.base import Task, TaskMixture
+from nanochat_data.tasks.base import Task, TaskMixture, TaskSequence
 from nanochat_data.tasks.chat_files import CustomJSON, HubChats, SmolTalk
 from nanochat_data.tasks.gsm8k import GSM8K
 from nanochat_data.tasks.humaneval import HumanEval
@@ -25,6 +25,7 @@ __all__ = [
     "Task",
     "TaskMixture",
     "TaskOptions",
+    "TaskSequence",
     "TinyWorldTask",
     "make_task",
     "parse_mixture",

@@ -90,12 +90,12 @@ class _Slice(Task):
         return self._task.reward(conversation, completion)
 
 
-class TaskMixture(Task):
-    """Tasks mixed once by Python's `Random(42)`, as the reference does; a task that is listed n times comes n times."""
+class TaskSequence(Task):
+    """Tasks one after the other, for a curriculum."""
 
-    def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
-        self._pairs = [(task, index) for task in tasks for index in range(len(task))]
-        random.Random(seed).shuffle(self._pairs)
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self._pairs = [(task, index) for task in self.tasks for index in range(len(task))]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -103,3 +103,11 @@ class TaskMixture(Task):
     def conversation(self, index: int) -> Conversation:
         task, inner = self._pairs[index]
         return task.conversation(inner)
+
+
+class TaskMixture(TaskSequence):
+    """Tasks mixed once by Python's `Random(42)`, as the reference does; a task that is listed n times comes n times."""
+
+    def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
+        super().__init__(tasks)
+        random.Random(seed).shuffle(self._pairs)
