@@ -33,11 +33,11 @@ def words(kind: str) -> Sequence[str]:
 
 @cache
 def templates(name: str, *path: str) -> Sequence[str]:
-    """The templates under a path of a file: `plain` ones as they are, `framed` ones in each of the file's frames."""
+    """The templates under a path of a file: `plain` ones as they are, those `in_frames` in each of the file's frames."""
     entry = table(name)
     for key in path:
         entry = entry[key]
-    groups = (fill(table(name)["frames"], group) if kind == "framed" else group for kind, group in entry.items())
+    groups = (fill(table(name)["frames"], group) if kind == "in_frames" else group for kind, group in entry.items())
     return tuple(template for group in groups for template in group)
 
 
