@@ -39,11 +39,9 @@ class Settings:
 
 
 def show(settings: Settings) -> int:
-    """Prints a row per part, what two parts share, and what could not be read."""
+    """Prints a line per part, what two parts share, and what could not be read."""
     from nanochat_data import Statistics
     from nanochat_tokenizer import Tokenizer, render_conversation
-    from rich.console import Console
-    from rich.table import Table
 
     if settings.data is None and not settings.conversations:
         raise cli.UsageError("give text with --data, or conversations with --conversations")
@@ -58,12 +56,8 @@ def show(settings: Settings) -> int:
         name: Statistics.of(islice(items, settings.max_items), num_tokens)
         for name, items in (_texts(settings) | _conversations(settings)).items()
     }
-    T = settings.max_seq_len
-    columns = ("items", "bad", "repeated", "tokens", "mean", "median", "95%", "longest", f"over {T}", "fill")
-    table = Table("part", *columns, title="tokens of an item; fill of packed sequences")
     for name, part in parts.items():
-        table.add_row(name, *_row(part, T, packed=name in settings.conversations))
-    Console().print(table)
+        print(f"{name}: {_summary(part, settings.max_seq_len, packed=name in settings.conversations)}")
     for first, second in permutations(parts, 2):
         if shared := parts[first].num_shared(parts[second]):
             print(f"{shared:,} of {len(parts[first].lengths):,} items of {first} are in {second} too")
@@ -90,14 +84,18 @@ def _conversations(settings: Settings) -> dict[str, Iterable[str | Conversation 
     return {name: read_conversations(name, options) for name in settings.conversations}
 
 
-def _row(part: Statistics, sequence_len: int, *, packed: bool) -> list[str]:
-    counts = [f"{len(part.lengths):,}", f"{len(part.faults):,}", f"{part.num_repeated:,}"]
-    if not len(part.lengths):
-        return counts
-    median, late = sorted(part.lengths)[len(part.lengths) // 2], sorted(part.lengths)[len(part.lengths) * 95 // 100]
-    lengths = (part.lengths.sum(), round(part.lengths.mean()), median, late, part.lengths.max())
-    over = f"{(part.lengths > sequence_len + 1).mean():.1%}"
-    return [*counts, *(f"{n:,}" for n in lengths), over, f"{part.fill(sequence_len):.0%}" if packed else ""]
+def _summary(part: Statistics, sequence_len: int, *, packed: bool) -> str:
+    lengths = sorted(part.lengths.tolist())
+    said = f"{len(lengths):,} items, {part.num_repeated:,} repeated, {len(part.faults):,} bad"
+    if not lengths:
+        return said
+    median, late = (lengths[len(lengths) * percent // 100] for percent in (50, 95))
+    said += (
+        f"; {sum(lengths):,} tokens: mean {sum(lengths) / len(lengths):,.0f}, median {median:,}, 95% up to {late:,}, "
+    )
+    over = sum(length > sequence_len + 1 for length in lengths) / len(lengths)
+    said += f"longest {lengths[-1]:,}, {over:.1%} over {sequence_len:,}"
+    return f"{said}; packed sequences {part.fill(sequence_len):.0%} full" if packed else said
 
 
 def main() -> None:
