@@ -29,7 +29,7 @@ import torch
 from nanochat_apps import device as devices
 from nanochat_apps.training_run import CompiledLoss
 from nanochat_data import Prefetcher, PretrainLoader, open_text_source
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig
 from nanochat_tokenizer import train_tokenizer
 from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiktoken
 import torch
 from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
 from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import load_model
+from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import JsonlSink, list_steps, load_meta, read_metrics
 
 
@@ -122,7 +124,21 @@ def test_fine_tuning_starts_from_the_base_model_and_is_evaluated(trained_on, tmp
     said = capsys.readouterr().out
     assert "val: " in said
     assert "The capital of France is|" in said
-    assert "bytes a token" in said
+    assert "bytes per token" in said
+
+
+def test_tok_eval_compares_with_the_encodings_that_are_named(tmp_path, monkeypatch, capsys):
+    byte_tokenizer().save(tmp_path)
+    alphabet = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("gpt2", pat_str=r".|\s", mergeable_ranks=alphabet, special_tokens={})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    settings = tok_eval.Settings(tokenizer=tmp_path)
+    assert tok_eval.evaluate(settings) == 0
+    assert "gpt2" not in capsys.readouterr().out, "nothing is fetched that nobody asked for"
+    assert tok_eval.evaluate(replace(settings, compare=("gpt2",))) == 0
+    assert "gpt2" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--compare gpt9: unknown encoding; choose from"):
+        tok_eval.evaluate(replace(settings, compare=("gpt9",)))
 
 
 def test_another_model_text_or_tokenizer_is_refused_by_name(trained_on):

@@ -35,6 +35,11 @@ def downloaded_text() -> Path:
     return base_dir() / "base_data"
 
 
+def core_bundle() -> Path:
+    """Where `download-data --core` puts the CORE bundle."""
+    return base_dir() / "eval_bundle"
+
+
 def data_mirror() -> Path | None:
     """`NANOCHAT_DATA_MIRROR`: a folder with the data sets' files, used instead of the hub."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

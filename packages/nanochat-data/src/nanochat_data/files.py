@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
 
@@ -31,11 +33,21 @@ def read_documents(path: Path, *, text_field: str, split_on: str | None) -> list
     return [document for document in documents if document.strip()]
 
 
+def open_binary(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed by its suffix."""
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.name.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
     """(line number, value) of each line that is not blank. Raises `ValueError` naming file and line."""
-    opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rb") as file:
+        with open_binary(path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nanochat_data.messages import as_messages
 from nanochat_data.rows import Batch, RowLoader
 from nanochat_data.tasks.base import Task
-from nanochat_data.tasks.custom_json import checked_messages
 
 
 class ByteEncoder:
@@ -44,7 +44,7 @@ def check_task(task: Task) -> None:
         conversation = task[index]
         assert conversation == task[index], f"conversation {index} must be the same each time"
         assert conversation == task[index:][0] == task[index - len(task)], f"slices must agree at {index}"
-        checked_messages(conversation)
+        as_messages(conversation)
     assert task.eval_type in ("generative", "categorical")
     if type(task).evaluate is not Task.evaluate:
         assert 0.0 <= task.reward(task[0], "") <= 1.0, "a reward must lie between 0 and 1"

@@ -8,30 +8,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypedDict, overload
+from typing import Literal, overload
+
+from nanochat_data.messages import Conversation
 
 FINGERPRINT_SAMPLES = 64
 """A task's fingerprint reads this many of its conversations, evenly spread."""
-
-
-class Part(TypedDict):
-    """A piece of an assistant's message; `python` is an expression for the tool, `python_output` what it answered."""
-
-    type: Literal["text", "python", "python_output"]
-    text: str
-
-
-class Message(TypedDict):
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
-
-
-class Conversation(TypedDict):
-    """Turns of user and assistant, after at most one system message; an item to grade ends with the reference answer."""
-
-    messages: list[Message]
 
 
 EvalType = Literal["generative", "categorical"]
@@ -129,11 +111,3 @@ class TaskMixture(TaskSequence):
     def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
         super().__init__(tasks)
         random.Random(seed).shuffle(self._pairs)
-
-
-def text_of(message: dict[str, Any] | Message) -> str:
-    """A message's text: its content, or its `text` parts joined."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
