@@ -33,9 +33,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) in `dtype`; modules that take this one's place restore it."""
-        return self.weight.to(dtype)
+    def dense(self, _dtype: torch.dtype) -> Tensor:
+        """The weight (out, in), which the loss casts itself; modules that take this one's place restore it in a dtype."""
+        return self.weight
 
 
 class Attention(nn.Module):
@@ -240,17 +240,27 @@ class GPT(nn.Module):
             x = x[rows, kv_cache.logits_at]
         return softcap_logits(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
 
-    def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    def loss(
+        self,
+        token_ids: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
         """Cross-entropy in nats of targets (B, T) given token_ids (B, T); targets of -1 are ignored.
 
-        `none` gives (B, T) with 0 at ignored targets. `mean` is over target tokens, and 0 where there is none.
+        Each token's loss is multiplied with its entry of `weights` (B, T), which has no gradient. `none` gives (B, T) with
+        0 at ignored targets. `mean` divides the sum by the number of targets, and is 0 where there is none.
         """
         hidden = self._hidden(token_ids, None).flatten(0, 1)
         flat = targets.flatten()
         weight = self.lm_head.dense(hidden.dtype)[: self.config.vocab_size]
         if reduction == "none":
-            return token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
-        total = summed_loss(hidden, weight, flat, self.config.softcap)
+            losses = token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
+            return losses if weights is None else losses * weights
+        factors = None if weights is None else weights.flatten()
+        total = summed_loss(hidden, weight, flat, self.config.softcap, factors)
         return total if reduction == "sum" else total / (flat != IGNORED).sum().clamp(min=1)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
