@@ -234,6 +234,10 @@ def maybe_compiled(model: GPT, *, mode: Literal["auto", "on", "off"], num_steps:
     if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         print("no C++ compiler found: training runs eagerly, about a fifth slower", file=sys.stderr)
         return model
+    if model.device.type == "cpu":
+        from nanochat_model import kernels
+
+        kernels.load()
     print("compiling the training step; the first one takes about a minute", file=sys.stderr)
     return CompiledLoss(model, torch.compile(model.loss, dynamic=False))
 
