@@ -35,6 +35,11 @@ def downloaded_text() -> Path:
     return base_dir() / "base_data"
 
 
+def token_shards() -> Path:
+    """Text that has been tokenized, for training and validation; may be removed, and is built again."""
+    return base_dir() / "token_shards"
+
+
 def data_mirror() -> Path | None:
     """`NANOCHAT_DATA_MIRROR`: a folder with the data sets' files, used instead of the hub."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

@@ -1,13 +1,14 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
-from nanochat_data.conversations import ConversationLoader
+from nanochat_data.conversations import ConversationLoader, split_held_out
 from nanochat_data.core_bundle import CoreTask, core_bundle_fingerprint, load_core_bundle
+from nanochat_data.documents import TextSource, open_text_source
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
+from nanochat_data.loader import Batch, PackedLoader, PretrainLoader, validation_batches, validation_loader
+from nanochat_data.packing import Packing, pack_best_fit
 from nanochat_data.prefetch import Prefetcher
-from nanochat_data.pretrain import PretrainLoader, validation_batches
 from nanochat_data.protocols import Conversations, Renderer, TextEncoder
-from nanochat_data.rows import Batch, RowLoader, pack_best_fit
-from nanochat_data.sources import TextSource, open_text_source
+from nanochat_data.shard_builder import ShardBuilder
 from nanochat_data.tasks import (
     ARC,
     COMMON_WORDS,
@@ -33,7 +34,7 @@ from nanochat_data.tasks import (
     parse_mixture,
     render_choices,
 )
-from nanochat_data.token_cache import TokenCache, build_token_cache
+from nanochat_data.token_shards import TokenShard, TokenShards
 
 __all__ = [
     "ARC",
@@ -53,12 +54,14 @@ __all__ = [
     "HumanEval",
     "Message",
     "MultipleChoice",
+    "PackedLoader",
+    "Packing",
     "Part",
     "Prefetcher",
     "PretrainLoader",
     "Question",
     "Renderer",
-    "RowLoader",
+    "ShardBuilder",
     "SimpleSpelling",
     "SmolTalk",
     "SpellingBee",
@@ -68,8 +71,8 @@ __all__ = [
     "TaskSequence",
     "TextEncoder",
     "TextSource",
-    "TokenCache",
-    "build_token_cache",
+    "TokenShard",
+    "TokenShards",
     "core_bundle_fingerprint",
     "download_shards",
     "load_core_bundle",
@@ -79,5 +82,7 @@ __all__ = [
     "pack_best_fit",
     "parse_mixture",
     "render_choices",
+    "split_held_out",
     "validation_batches",
+    "validation_loader",
 ]
