@@ -109,3 +109,5 @@ def _build(jobs: Sequence[Job], connection: Connection) -> None:
     except BaseException as error:  # a panic of a tokenizer in Rust is no Exception
         connection.send(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now, and should say nothing of that

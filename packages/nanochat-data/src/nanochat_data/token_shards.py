@@ -12,9 +12,9 @@ import json
 import os
 import time
 import uuid
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +148,18 @@ class TokenShards:
         return self
 
     def _build_shard(self, unit: int, part: int, documents: Sequence[str], num_threads: int) -> None:
-        tokens, sizes = [np.zeros(0, np.uint32)], []
+        tokens = array("I")  # takes lists three times as fast as numpy does
+        ends = []
         for texts in _in_chunks(documents, BATCH_CHARS):
-            encoded = self._tokenizer.encode_batch(texts, num_threads=num_threads)
-            sizes += [len(ids) for ids in encoded]
-            tokens.append(np.fromiter(chain.from_iterable(encoded), np.uint32, sum(sizes[-len(texts) :])))
+            for ids in self._tokenizer.encode_batch(texts, num_threads=num_threads):
+                tokens.fromlist(ids)
+                ends.append(len(tokens))
         path = _path(self.folder, unit, part)
-        _write(path, np.concatenate(tokens), np.cumsum(sizes, dtype=np.int64))
+        _write(path, np.frombuffer(tokens, np.uint32), np.array(ends, np.int64))
         digest = hash_file(path)
         self._hashes.add(path, digest)
-        size, count = path.stat().st_size, sum(sizes)
-        self._notes.write(
-            {"unit": unit, "part": part, "documents": len(sizes), "tokens": count, "size": size, "hash": digest}
-        )
+        counts = {"documents": len(ends), "tokens": len(tokens), "size": path.stat().st_size}
+        self._notes.write({"unit": unit, "part": part, **counts, "hash": digest})
 
     def _verify(self, rank: int, world_size: int) -> None:
         """Forgets notes of shards that were removed. Raises `ValueError` naming one that is not what its note says."""
