@@ -64,7 +64,6 @@ def core(
         max_tokens=model.cos.size(0),
         log=log,
         world=world,
-        device=model.device,
         on_task=on_task,
     )
 

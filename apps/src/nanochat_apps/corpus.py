@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from nanochat_apps import paths
 
 if TYPE_CHECKING:
-    import torch
     from nanochat_data import PretrainLoader, ShardBuilder, TextSource, TokenShards
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import World
@@ -21,12 +20,12 @@ BYTES_PER_TOKEN = 8
 """More than any tokenizer has on average, to reckon how much text surely has so many tokens."""
 
 
-def open_shards(source: TextSource, tokenizer: Tokenizer, world: World, where: torch.device) -> TokenShards:
+def open_shards(source: TextSource, tokenizer: Tokenizer, world: World) -> TokenShards:
     """The token shards of a text, none of which need be built. Raises `ValueError` where ranks have different files."""
     from nanochat_data import TokenShards
 
     shards = TokenShards(source, tokenizer, paths.token_shards(), rank=world.rank, world_size=world.size)
-    fingerprints = world.gather(int(shards.text_fingerprint[:12], 16), device=where)  # 48 bits, exact in float64
+    fingerprints = world.gather(int(shards.text_fingerprint[:12], 16))  # 48 bits, exact in float64
     for rank, fingerprint in enumerate(fingerprints):
         if fingerprint != fingerprints[0]:
             raise ValueError(
@@ -38,18 +37,14 @@ def open_shards(source: TextSource, tokenizer: Tokenizer, world: World, where: t
 
 
 @contextmanager
-def measured(
-    source: TextSource, tokenizer: Tokenizer, *, num_tokens: int, world: World, where: torch.device
-) -> Iterator[TokenShards]:
+def measured(source: TextSource, tokenizer: Tokenizer, *, num_tokens: int, world: World) -> Iterator[TokenShards]:
     """The token shards of a text to measure a model on, of which `num_tokens` are sampled; they are built meanwhile."""
-    shards = open_shards(source, tokenizer, world, where)
-    with builder(None, shards, num_tokens=num_tokens, world=world, where=where):
+    shards = open_shards(source, tokenizer, world)
+    with builder(None, shards, num_tokens=num_tokens, world=world):
         yield shards
 
 
-def builder(
-    training: PretrainLoader | None, validation: TokenShards, *, num_tokens: int, world: World, where: torch.device
-) -> ShardBuilder:
+def builder(training: PretrainLoader | None, validation: TokenShards, *, num_tokens: int, world: World) -> ShardBuilder:
     """Builds what is missing in the order of its use: the first of training, what validation samples, all the rest."""
     from nanochat_data import ShardBuilder, validation_loader
     from nanochat_data.documents import HELD_OUT_EVERY, UNIT_BYTES
@@ -60,7 +55,7 @@ def builder(
     share = HELD_OUT_EVERY if validation.source.share == "held_out" else 1
     groups = 1 + num_tokens * BYTES_PER_TOKEN * share // (UNIT_BYTES * order.mixed_units)
     first, sampled = training.mixed_units if training else 0, groups * order.mixed_units
-    rank, world_size = builders_of_folder(world, where)
+    rank, world_size = builders_of_folder(world)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ShardBuilder(
         [*train[:first], *val[:sampled], *train[first:], *val[sampled:]],
@@ -70,16 +65,16 @@ def builder(
     )
 
 
-def builders_of_folder(world: World, where: torch.device) -> tuple[int, int]:
+def builders_of_folder(world: World) -> tuple[int, int]:
     """This rank's number among those that see the same folder of token shards, and their count: all, or those of a node."""
     if world.size == 1:
         return 0, 1
-    nonce = world.gather(secrets.randbits(48), device=where)[0]
+    nonce = world.gather(secrets.randbits(48))[0]
     mark = paths.token_shards() / f".seen-{int(nonce):x}"
     if world.is_main:
         mark.touch()
     world.barrier()
-    shared = sum(world.gather(mark.exists(), device=where)) == world.size
+    shared = sum(world.gather(mark.exists())) == world.size
     if world.is_main:
         mark.unlink()
     return (world.rank, world.size) if shared else (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))

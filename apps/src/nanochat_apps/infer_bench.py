@@ -191,7 +191,7 @@ def _bits_per_byte(data: Path, model: GPT, prepared: GPT, tokenizer: Tokenizer |
     assert tokenizer is not None
     source, tokens = open_text_source(data, split="val"), BPB_ROWS * model.config.sequence_len
     found = {}
-    with corpus.measured(source, tokenizer, num_tokens=tokens, world=World(), where=model.device) as shards:
+    with corpus.measured(source, tokenizer, num_tokens=tokens, world=World()) as shards:
         for name, measured in (("full", model), ("quantized", prepared)):
             found[name] = base_measures.text_bpb(measured, tokenizer, shards, rows=8, max_tokens=tokens).bpb
     return found | {"cost": found["quantized"] - found["full"]}
