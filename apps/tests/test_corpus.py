@@ -62,7 +62,7 @@ def test_what_is_used_first_is_built_first(text, monkeypatch):
         for split in ("train", "val")
     }
     training = PretrainLoader(shards["train"], batch_size=1, sequence_len=8)
-    builder = corpus.builder(training, shards["val"], num_tokens=100, world=World(), where=CPU)
+    builder = corpus.builder(training, shards["val"], num_tokens=100, world=World())
     jobs = [job for turn in zip(*builder._shares, strict=False) for job in turn]
     assert [unit for owner, unit in jobs[:4]] == training.unit_order()[:4]
     assert [owner.source.split for owner, _ in jobs[:24]] == ["train"] * 4 + ["val"] * 16 + ["train"] * 4

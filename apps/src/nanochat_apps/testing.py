@@ -33,5 +33,5 @@ def save_tiny_checkpoint(tag_folder: Path, *, step: int = 1, sequence_len: int =
             lambda directory: save_model(model, directory),
             lambda directory: tokenizer.save(directory / "tokenizer"),
         ],
-        meta={"stage": "test", "tokenizer_fingerprint": tokenizer.fingerprint},
+        meta={"stage": "test", "tokenizer_fingerprint": tokenizer.fingerprint, "run_id": f"{seed:06d}"},
     )
