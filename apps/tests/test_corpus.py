@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from nanochat_apps import corpus, paths
 from nanochat_data import PretrainLoader, documents, open_text_source
 from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import World
-
-CPU = torch.device("cpu")
 
 
 class Ranks(World):
@@ -18,7 +15,7 @@ class Ranks(World):
 
     others: tuple[float, ...] | None = None
 
-    def gather(self, value, *, device="cpu"):
+    def gather(self, value):
         return [float(value), *(self.others or [float(value)] * (self.size - 1))]
 
     def barrier(self):
@@ -38,27 +35,27 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_ranks_with_other_files_are_named(text):
     source = open_text_source(text, split="train")
     world = Ranks(rank=0, size=3)
-    assert corpus.open_shards(source, byte_tokenizer(), world, CPU).units
+    assert corpus.open_shards(source, byte_tokenizer(), world).units
     other = type("Other", (Ranks,), {"others": (5.0, 5.0)})(rank=0, size=3)
     with pytest.raises(ValueError, match=r"rank 1 has other files for train in .*text than rank 0; copy the same"):
-        corpus.open_shards(source, byte_tokenizer(), other, CPU)
+        corpus.open_shards(source, byte_tokenizer(), other)
 
 
 def test_nodes_that_share_no_folder_build_for_themselves(text, monkeypatch):
     paths.token_shards().mkdir(parents=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert corpus.builders_of_folder(World(), CPU) == (0, 1)
-    assert corpus.builders_of_folder(Ranks(rank=0, size=4), CPU) == (0, 4)
+    assert corpus.builders_of_folder(World()) == (0, 1)
+    assert corpus.builders_of_folder(Ranks(rank=0, size=4)) == (0, 4)
     apart = type("Apart", (Ranks,), {"others": (1.0, 0.0, 0.0)})(rank=0, size=4)
-    assert corpus.builders_of_folder(apart, CPU) == (1, 2)
+    assert corpus.builders_of_folder(apart) == (1, 2)
     assert not list(paths.token_shards().iterdir())
 
 
 def test_what_is_used_first_is_built_first(text, monkeypatch):
     monkeypatch.setattr(documents, "UNIT_BYTES", 1000)
     shards = {
-        split: corpus.open_shards(open_text_source(text, split=split), byte_tokenizer(), World(), CPU)
+        split: corpus.open_shards(open_text_source(text, split=split), byte_tokenizer(), World())
         for split in ("train", "val")
     }
     training = PretrainLoader(shards["train"], batch_size=1, sequence_len=8)
