@@ -173,7 +173,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         mode=settings.packing,
     )
     with (
-        corpus.builder(loader, val_shards, num_tokens=settings.eval_tokens, world=world, where=where),
+        corpus.building(loader, val_shards, num_tokens=settings.eval_tokens, world=world, where=where),
         Prefetcher(loader) as prefetched,
     ):
         loop = TrainingLoop(

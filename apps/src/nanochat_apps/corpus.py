@@ -32,8 +32,6 @@ def open_shards(source: TextSource, tokenizer: Tokenizer, world: World, where: t
             raise ValueError(
                 f"rank {rank} has other files for {source.split} in {source.root} than rank 0; copy the same to every node"
             )
-    if world.is_main:
-        print(f"{source.split} text: {shards.summary()}", file=sys.stderr)
     return shards
 
 
@@ -47,10 +45,22 @@ def measured(
         yield shards
 
 
+@contextmanager
+def building(
+    training: PretrainLoader, validation: TokenShards, *, num_tokens: int, world: World, where: torch.device
+) -> Iterator[None]:
+    """Builds meanwhile what is missing of the shards to train and to validate on, and says what there is of both."""
+    with builder(training, validation, num_tokens=num_tokens, world=world, where=where):
+        if world.is_main:
+            for shards in (training.shards, validation):
+                print(f"{shards.source.split} text: {shards.summary()}", file=sys.stderr)
+        yield
+
+
 def builder(
     training: PretrainLoader | None, validation: TokenShards, *, num_tokens: int, world: World, where: torch.device
 ) -> ShardBuilder:
-    """Builds what is missing in the order of its use: the first of training, what validation samples, all the rest."""
+    """In the order of use: the first of training, what validation samples, all the rest."""
     from nanochat_data import ShardBuilder, validation_loader
     from nanochat_data.documents import HELD_OUT_EVERY, UNIT_BYTES
 

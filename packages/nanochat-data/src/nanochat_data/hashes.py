@@ -31,8 +31,12 @@ class FileHashes:
         Ranks that call this at the same time begin at different files, and take from the index what others have done.
         """
         first = len(paths) * rank // world_size
+        rotated = [*paths[first:], *paths[:first]]
+        hashes: list[str] = []
         with ThreadPoolExecutor(THREADS) as pool:
-            hashes = list(pool.map(self._hash, [*paths[first:], *paths[:first]]))
+            for start in range(0, len(paths), THREADS):
+                self._refresh()
+                hashes += pool.map(self._hash, rotated[start : start + THREADS])
         return hashes[len(paths) - first :] + hashes[: len(paths) - first]
 
     def add(self, path: Path, digest: str) -> None:
@@ -43,7 +47,6 @@ class FileHashes:
             file.write(line.encode())
 
     def _hash(self, path: Path) -> str:
-        self._refresh()
         stamp = _stamp(path)
         kept = self._known.get(str(path.resolve()))
         if kept is not None and kept[0] == stamp:

@@ -61,7 +61,7 @@ class ShardBuilder:
                     self._failure = connection.recv()
             if self._failure is None and process.exitcode:
                 self._failure = f"a process that builds token shards ended with status {process.exitcode}" + (
-                    "; was it killed, for want of memory perhaps?" if process.exitcode == -signal.SIGKILL else ""
+                    "; was it killed, for want of memory perhaps?" if process.exitcode == -9 else ""
                 )
         if self._failure is not None:
             raise ValueError(self._failure)
