@@ -29,7 +29,7 @@ class Settings:
 
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
     """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); val* files are validation, else the last file.
-    Default: what download-data fetched."""
+    Or several, with how often each comes in an epoch: my-texts:3,wiki:1. Default: what download-data fetched."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches."""
     depth: int = 20
@@ -118,7 +118,7 @@ def pretrain(settings: Settings) -> bool:
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+    from nanochat_data import Prefetcher, PretrainLoader
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import LossScale, Pretraining, TrainingLoop
 
@@ -133,8 +133,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
 
     data = settings.data or paths.downloaded_text()
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
-    train_shards, val_shards = (
-        corpus.open_shards(open_text_source(data, split=split, split_on=settings.split_on), tokenizer, world, where)
+    training, validation = (
+        corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world, where=where)
         for split in SPLITS
     )
     dtype = device.choose_dtype(where, settings.dtype)
@@ -152,19 +152,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         warmdown_ratio=settings.warmdown_ratio,
         final_fraction=settings.final_lr_frac,
     )
-    meta = {
-        "settings": settings_as_json(settings),
-        "lr_scale": recipe.lr_scale,
-        "total_batch_size": recipe.total_batch_size,
-        "device_batch_size": rows,
-        "data_fingerprints": {
-            "training text": train_shards.text_fingerprint,
-            "validation text": val_shards.text_fingerprint,
-        },
-        "val_files": [file.name for file in val_shards.source.files],
-    }
     loader = PretrainLoader(
-        train_shards,
+        training,
         batch_size=rows,
         sequence_len=settings.max_seq_len,
         seed=settings.seed,
@@ -172,8 +161,19 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         world_size=world.size,
         mode=settings.packing,
     )
+    meta = {
+        "settings": settings_as_json(settings),
+        "lr_scale": recipe.lr_scale,
+        "total_batch_size": recipe.total_batch_size,
+        "device_batch_size": rows,
+        "data_fingerprints": {
+            "training text": loader.text_fingerprint,
+            "validation text": "+".join(text.text_fingerprint for text in validation),
+        },
+        "val_files": [file.name for text in validation for file in text.source.files],
+    }
     with (
-        corpus.building(loader, val_shards, num_tokens=settings.eval_tokens, world=world, where=where),
+        corpus.building(loader, validation, num_tokens=settings.eval_tokens, world=world, where=where),
         Prefetcher(loader) as prefetched,
     ):
         loop = TrainingLoop(
@@ -200,7 +200,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             meta=meta,
             total_steps=recipe.num_iterations,
             device=where,
-            evaluations=evaluations(settings, model, tokenizer, val_shards, rows, world),
+            evaluations=evaluations(settings, model, tokenizer, validation, rows, world),
             epoch=lambda: prefetched.epoch,
             save_every=settings.save_every,
             keep_last=settings.keep,
@@ -226,7 +226,7 @@ def recipe_optimizer(recipe: Recipe, model: GPT, world: World) -> MuonAdamW:
 
 
 def evaluations(
-    settings: Settings, model: GPT, tokenizer: Tokenizer, val_shards: TokenShards, rows: int, world: World
+    settings: Settings, model: GPT, tokenizer: Tokenizer, texts: list[TokenShards], rows: int, world: World
 ) -> list[Evaluation]:
     """What is measured as the model trains, in bfloat16 where it trains in float8."""
     from nanochat_data import load_core_bundle
@@ -240,7 +240,7 @@ def evaluations(
     def validation() -> Findings:
         with fp8.in_bfloat16(model):
             bpb = base_measures.text_bpb(
-                model, tokenizer, val_shards, rows=rows, max_tokens=settings.eval_tokens, world=world
+                model, tokenizer, texts, rows=rows, max_tokens=settings.eval_tokens, world=world
             ).bpb
         return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
 
