@@ -1,6 +1,7 @@
-// Causal attention and its gradients for training on a CPU: one task per sequence and key/value head, whose scores stay in a
+// What takes longest in training on a CPU beside large products. First, causal attention and its gradients: one task per sequence and key/value head, whose scores stay in a
 // core's cache. Products go to oneDNN's small matrix products (AMX, AVX512-BF16 or AVX-512, whatever there is); between them
 // only what a query sees is visited. Bounded scores (QK norm) need no maximum: probabilities are 2^(score - log2 of the sum).
+// Second, what cross-entropy does to softcapped logits, in one pass.
 // Shapes: B sequences, T tokens, H query heads, K key/value heads, D head dimension.
 
 #include <ATen/Parallel.h>
@@ -319,6 +320,41 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_,
   return {dq, dk, dv};
 }
 
+template <typename T>
+void loss_row(T* row, int64_t V, int64_t target, float softcap, float* sum, float* capped) {
+  const float to_power = softcap * 1.44269504f, inner = -2.0f * 1.44269504f / softcap, logit = widen(row[target]);
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < V; ++i) {
+    const float u = 1 / (1 + power_of_2(inner * widen(row[i])));  // tanh(x / softcap) is 2 u - 1
+    const float e = power_of_2(to_power * (2 * u - 1));
+    total += e;
+    store(row + i, e * 4 * u * (1 - u));
+  }
+  const float t = std::tanh(logit / softcap);
+  store(row + target, (std::exp(softcap * t) - total) * (1 - t * t));
+  *sum = total, *capped = softcap * t;
+}
+
+// Logits (N, V) become the gradients of each row's cross-entropy, times the row's sum of e^capped: e^capped times the slope
+// of the cap, at the target (N,) less that sum. Returns the sums and the targets' capped logits, both (N,) in float32.
+std::tuple<at::Tensor, at::Tensor> loss_rows_(at::Tensor logits, const at::Tensor& targets, double softcap) {
+  const int64_t N = logits.size(0), V = logits.size(1);
+  TORCH_CHECK(logits.stride(1) == 1 && targets.is_contiguous(), "rows must be contiguous");
+  at::Tensor sums = at::empty({N}, logits.options().dtype(at::kFloat)), capped = at::empty_like(sums);
+  const int64_t* target = targets.data_ptr<int64_t>();
+  at::parallel_for(0, N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float *sum = sums.data_ptr<float>() + i, *at_target = capped.data_ptr<float>() + i;
+      if (logits.scalar_type() == at::kBFloat16)
+        loss_row(logits.data_ptr<at::BFloat16>() + i * logits.stride(0), V, target[i], softcap, sum, at_target);
+      else
+        loss_row(logits.data_ptr<float>() + i * logits.stride(0), V, target[i], softcap, sum, at_target);
+    }
+  });
+  return {sums, capped};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(nanochat_model, library) {
@@ -326,10 +362,12 @@ TORCH_LIBRARY(nanochat_model, library) {
   library.def(
       "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor y, Tensor log_sums, Tensor? starts, int window, "
       "float scale) -> (Tensor, Tensor, Tensor)");
+  library.def("loss_rows_(Tensor(a!) logits, Tensor targets, float softcap) -> (Tensor, Tensor)");
   library.def("has_fast_products(ScalarType dtype) -> bool", [](at::ScalarType dtype) { return blas::could_pack(dtype); });
 }
 
 TORCH_LIBRARY_IMPL(nanochat_model, CPU, library) {
   library.impl("attention", &forward);
   library.impl("attention_backward", &backward);
+  library.impl("loss_rows_", &loss_rows_);
 }
