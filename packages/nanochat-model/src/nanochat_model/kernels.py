@@ -35,7 +35,7 @@ _dtypes: set[torch.dtype] = set()
 def load() -> bool:
     """Compiles the kernels if no earlier process has, and loads them; some ten seconds the first time. False if it can't be.
 
-    From then on `causal_attention` and `summed_loss` use them on a CPU. What is wrong is logged in one line.
+    From then on the model uses them in training on a CPU. What is wrong is logged in one line.
     """
     try:
         torch.ops.load_library(_build())  # type: ignore[no-untyped-call]
@@ -56,14 +56,19 @@ def compute(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _dtypes
 
 
-def fits(q: Tensor) -> bool:
-    """Whether `attention` computes queries like these (B, T, H, D)."""
-    return compute(q) and q.size(3) % 32 == 0 and q.size(3) <= 512
+def attend(qk: Tensor) -> bool:
+    """Whether `attention` computes queries and keys like these (., ., ., D)."""
+    return compute(qk) and qk.size(3) % 32 == 0 and qk.size(3) <= 512 and not torch.compiler.is_exporting()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int, scale: float) -> Tensor:
-    """`causal_attention` for scores |q . k * scale| below 80, which QK norm sees to."""
-    y: Tensor = torch.ops.nanochat_model.attention(q, k, v, starts, window, scale)[0]
+def attention(
+    qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, *, window: int, scale: float, eps: float
+) -> Tensor:
+    """`causal_attention` of queries and keys qk (B, T, H + K, D) that are yet to be rotated and normalised.
+
+    v (B, T, K, D), cos and sin (1, T, 1, D / 2), starts (B, T) -> (B, T, H, D). |q . k * scale| must be below 80.
+    """
+    y: Tensor = torch.ops.nanochat_model.attention(qk, v, cos, sin, starts, window, scale, eps)[0]
     return y
 
 
@@ -76,23 +81,24 @@ def loss_rows_(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor,
     return sums, capped
 
 
-def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    B, T, H, _D = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
+def _fake_attention(qk: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    B, T, K, D = v.shape
+    H = qk.size(2) - K
+    return v.new_empty((B, T, H, D)), v.new_empty((B, H, T), dtype=torch.float32)
 
 
-def _fake_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _fake_backward(_grad: Tensor, qk: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return qk.new_empty(qk.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, starts, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, starts)
+    *tensors, ctx.window, ctx.scale, ctx.eps = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, grad: Tensor, _unused: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.nanochat_model.attention_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale)
-    return *gradients, None, None, None
+    gradients = torch.ops.nanochat_model.attention_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale, ctx.eps)
+    return *gradients, None, None, None, None, None, None
 
 
 def _build() -> Path:
