@@ -91,15 +91,13 @@ def measure_bpb(
     settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> None:
     """Bits per byte of both splits, over all of each or a sample of `--split-tokens`."""
-    from nanochat_data import open_text_source
-
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
-        source = open_text_source(data, split=split, split_on=settings.split_on)
+        texts = corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world)
         tokens = settings.split_tokens
-        with corpus.measured(source, tokenizer, num_tokens=tokens, world=world) as shards:
+        with corpus.building(None, texts, num_tokens=tokens, world=world):
             result = base_measures.text_bpb(
-                model, tokenizer, shards, rows=settings.device_batch_size, max_tokens=tokens, world=world
+                model, tokenizer, texts, rows=settings.device_batch_size, max_tokens=tokens, world=world
             )
         say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 

@@ -17,7 +17,7 @@ class Settings(RunSettings):
 
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
     """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); val* files are validation, else the last file.
-    Default: what download-data fetched."""
+    Or several, with how often each comes in an epoch: my-texts:3,wiki:1. Default: what download-data fetched."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches."""
     depth: int = 20

@@ -29,7 +29,7 @@ def pretrain(settings: Settings) -> bool:
 
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
-    from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+    from nanochat_data import Prefetcher, PretrainLoader
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import Run, Trainer
 
@@ -37,9 +37,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
 
     data = settings.data or paths.downloaded_text()
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
-    train_shards, val_shards = (
-        corpus.open_shards(open_text_source(data, split=split, split_on=settings.split_on), tokenizer, world)
-        for split in SPLITS
+    train_texts, val_texts = (
+        corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world) for split in SPLITS
     )
     folder = training.open_folder(settings, "base", settings.model_tag or f"d{settings.depth}")
     if training.is_finished(folder, settings, world):
@@ -57,7 +56,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     if settings.init_from is not None and folder.resumed is None:
         training_model.take_weights(settings.init_from, model, tokenizer)
     loader = PretrainLoader(
-        train_shards,
+        train_texts,
         batch_size=rows,
         sequence_len=T,
         seed=settings.seed,
@@ -70,13 +69,13 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         "total_batch_size": recipe.total_batch_size,
         "device_batch_size": rows,
         "data_fingerprints": {
-            "training text": train_shards.text_fingerprint,
-            "validation text": val_shards.text_fingerprint,
+            "training text": loader.text_fingerprint,
+            "validation text": "+".join(text.text_fingerprint for text in val_texts),
         },
-        "val_files": [file.name for file in val_shards.source.files],
+        "val_files": [file.name for text in val_texts for file in text.source.files],
     }
     with (
-        corpus.builder(loader, val_shards, num_tokens=settings.eval_tokens, world=world),
+        corpus.building(loader, val_texts, num_tokens=settings.eval_tokens, world=world),
         Prefetcher(loader) as prefetched,
     ):
         trainer = Trainer(
@@ -91,13 +90,13 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             clip_norm=settings.grad_clip,
             world=world,
         )
-        evals = evaluations(settings, model, tokenizer, val_shards, rows, world)
+        evals = evaluations(settings, model, tokenizer, val_texts, rows, world)
         run = Run(stage="base", evaluations=evals, epoch=lambda: prefetched.epoch)
         return training.fit(trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta)
 
 
 def evaluations(
-    settings: Settings, model: GPT, tokenizer: Tokenizer, val_shards: TokenShards, rows: int, world: World
+    settings: Settings, model: GPT, tokenizer: Tokenizer, texts: list[TokenShards], rows: int, world: World
 ) -> list[Evaluation]:
     """What is evaluated as the model trains, in bfloat16 where it trains in float8."""
     from nanochat_data import load_core_bundle
@@ -110,9 +109,8 @@ def evaluations(
 
     def validation() -> Evaluated:
         with fp8.in_bfloat16(model):
-            found = base_measures.text_bpb(
-                model, tokenizer, val_shards, rows=rows, max_tokens=settings.eval_tokens, world=world
-            )
+            tokens = settings.eval_tokens
+            found = base_measures.text_bpb(model, tokenizer, texts, rows=rows, max_tokens=tokens, world=world)
         return Evaluated({"val_bpb": found.bpb}, [f"val bpb {found.bpb:.4f}"])
 
     def core() -> Evaluated:

@@ -23,7 +23,7 @@ class Settings(RunSettings):
     """A fine-tuning run. What is not given is taken from the base run."""
 
     mixture: Annotated[str, tyro.conf.arg(aliases=["-x"])]
-    """Conversations to train on: names and .jsonl files with how often each comes, for example oasst.jsonl:1,gsm8k:4."""
+    """Conversations to train on and how often each comes: tasks, files, hub:owner/name:split; oasst.jsonl:1,gsm8k:4."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the base model, and of the chat model; default: the largest."""
     model_step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None

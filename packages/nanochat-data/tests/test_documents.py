@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat_data import CustomJSON, documents, open_text_source
+from nanochat_data import GSM8K, CustomJSON, documents, open_text_source
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:
@@ -131,6 +131,17 @@ def test_the_same_text_twice_is_refused(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress((tmp_path / "train.jsonl").read_bytes()))
     with pytest.raises(ValueError, match=r"train.jsonl\S* and train.jsonl\S* look like the same text twice"):
         open_text_source(tmp_path, split="train")
+
+
+def test_a_mirror_that_was_copied_in_part_or_twice_is_refused(tmp_path):
+    row = {"question": "1 + 1?", "answer": "#### 2"}
+    for name in ("train-00000-of-00004", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"train-00001-of-00004 is missing, 1 of 4 files are there"):
+        GSM8K("train", folder=tmp_path)
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress((tmp_path / "test.jsonl").read_bytes()))
+    with pytest.raises(ValueError, match=r"look like the same text twice"):
+        GSM8K("test", folder=tmp_path)
 
 
 def broken_files(folder: Path) -> dict[str, str]:

@@ -93,21 +93,23 @@ class TextSource:
     def _spans(self, index: int) -> Iterator[tuple[Span, int]]:
         """The smallest stretches of a file that can be read apart, each with its bytes of text."""
         path, size = self.files[index], self.files[index].stat().st_size
-        if path.name.endswith(".parquet"):
+        kind = _kind(path)
+        if kind == "parquet":
             for group, num_bytes in enumerate(row_group_bytes(path, self.text_field)):
                 yield Span(index, group, group + 1), num_bytes
-        elif path.name.endswith(".jsonl"):
+        elif kind == "jsonl":
             for start in range(0, size, UNIT_BYTES):
                 yield Span(index, start, min(start + UNIT_BYTES, size)), min(UNIT_BYTES, size - start)
         else:
-            yield Span(index, 0, size), size * (1 if path.suffix == ".txt" else COMPRESSION)
+            yield Span(index, 0, size), size * (1 if kind == "txt" else COMPRESSION)
 
     def _documents(self, span: Span, doc_cap: int | None) -> Iterable[str]:
         path = self.files[span.file]
-        if path.name.endswith(".parquet"):
+        kind = _kind(path)
+        if kind == "parquet":
             documents: Iterable[str] = read_column(path, self.text_field, span.start, span.stop)
-        elif ".jsonl" in path.suffixes:
-            documents = _read_jsonl(path, self.text_field, span)
+        elif kind.startswith("jsonl"):
+            documents = _read_jsonl(path, self.text_field, span.start, span.stop if kind == "jsonl" else None)
         else:
             documents = _read_txt(path, self.split_on)
             doc_cap = None if self.split_on is None else doc_cap
@@ -177,6 +179,13 @@ def files_by_split(root: Path) -> dict[Split, list[Path]]:
     return by_split
 
 
+def _kind(path: Path) -> str:
+    """`parquet`, `jsonl`, `txt.gz` and so on."""
+    found = SUFFIX.search(path.name)
+    assert found is not None
+    return found[1]
+
+
 def _listed(root: Path) -> list[Path]:
     """Text files in the order of the numbers in their paths, shard_2 before shard_10; nothing hidden."""
     found = [root]
@@ -205,15 +214,14 @@ def _check_manifest(root: Path) -> None:
         )
 
 
-def _read_jsonl(path: Path, text_field: str, span: Span) -> Iterator[str]:
+def _read_jsonl(path: Path, text_field: str, start: int, stop: int | None) -> Iterator[str]:
     missing = object()
-    whole = path.suffix != ".jsonl"
-    for number, value in read_json_lines(path, start=span.start, stop=None if whole else span.stop):
+    for number, value in read_json_lines(path, start=start, stop=stop):
         text = value.get(text_field, missing) if isinstance(value, dict) else missing
         if isinstance(text, str):
             yield text
         elif text is not None:
-            line = line_number(path, span.start, number)
+            line = line_number(path, start, number)
             raise ValueError(f"{path}, line {line} has no string in the field {text_field!r}")
 
 

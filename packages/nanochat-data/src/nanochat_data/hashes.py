@@ -31,25 +31,28 @@ class FileHashes:
         Ranks that call this at the same time begin at different files, and take from the index what others have done.
         """
         first = len(paths) * rank // world_size
+        rotated = [*paths[first:], *paths[:first]]
+        hashes: list[str] = []
         with ThreadPoolExecutor(THREADS) as pool:
-            hashes = list(pool.map(self._hash, [*paths[first:], *paths[:first]]))
+            for start in range(0, len(paths), THREADS):
+                self._refresh()
+                hashes += pool.map(self._hash, rotated[start : start + THREADS])
         return hashes[len(paths) - first :] + hashes[: len(paths) - first]
 
     def add(self, path: Path, digest: str) -> None:
         """Notes the hash of a file that was just written and will not change."""
         self._index.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([str(path.resolve()), _stamp(path), digest]) + "\n"
+        line = json.dumps([str(path.resolve()), stamp(path), digest]) + "\n"
         with self._index.open("ab", buffering=0) as file:
             file.write(line.encode())
 
     def _hash(self, path: Path) -> str:
-        self._refresh()
-        stamp = _stamp(path)
+        before = stamp(path)
         kept = self._known.get(str(path.resolve()))
-        if kept is not None and kept[0] == stamp:
+        if kept is not None and kept[0] == before:
             return kept[1]
         digest = hash_file(path)
-        if stamp[1] < time.time_ns() - SETTLED_NS and _stamp(path) == stamp:
+        if before[1] < time.time_ns() - SETTLED_NS and stamp(path) == before:
             self.add(path, digest)
         return digest
 
@@ -78,6 +81,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
+    """Size, modification time and inode: what is the same as long as nobody writes to the file."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino

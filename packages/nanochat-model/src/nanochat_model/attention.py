@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-from nanochat_model import kernels
-
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -51,8 +49,6 @@ def causal_attention(
 
     q (B, T, H, D), k and v (B, T, K, D), starts (B, T) int64 -> (B, T, H, D).
     """
-    if kernels.fits(q) and not torch.compiler.is_exporting():
-        return kernels.attention(q, k, v, starts, window, scale)
     group, T = q.size(2) // k.size(2), q.size(1)
     q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q, k, v))
     if group > 1:

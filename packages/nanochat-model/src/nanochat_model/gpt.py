@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_model import accounting
-from nanochat_model.activations import relu_squared, rms_norm
+from nanochat_model import accounting, kernels
+from nanochat_model.activations import FLOAT32_EPS, relu_squared, rms_norm
 from nanochat_model.attention import apply_rotary, causal_attention, document_starts, rotary_table
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_model.embedding import Embedding
@@ -82,15 +82,23 @@ class Attention(nn.Module):
         if value_embedding is not None:
             gate = 3 * torch.sigmoid(qkv[..., (H + 2 * K) * D :])
             v = v + gate[..., None] * value_embedding.view_as(v)
+        scale = config.qk_scale**2 / math.sqrt(D)
+        if kv_cache is None and kernels.attend(qk):
+            eps = FLOAT32_EPS if config.norm_eps is None else config.norm_eps
+            y = kernels.attention(qk, v, cos, sin, starts, window=self.window, scale=scale, eps=eps)
+            return self.projected(y)
         qk = rms_norm(apply_rotary(qk, cos, sin), config.norm_eps)
         q, k = qk[:, :, :H], qk[:, :, H:]
-        scale = config.qk_scale**2 / math.sqrt(D)
         if kv_cache is None:
             y = causal_attention(q, k, v, window=self.window, scale=scale, starts=starts)
         else:
             y = kv_cache.attend(self.layer_idx, q, k, v, window=self.window, scale=scale)
-        projected: Tensor = self.c_proj(y.reshape(B, T, H * D))
-        return projected
+        return self.projected(y)
+
+    def projected(self, y: Tensor) -> Tensor:
+        """y (B, T, H, D) -> (B, T, C)."""
+        x: Tensor = self.c_proj(y.flatten(2))
+        return x
 
 
 class MLP(nn.Module):

@@ -1,6 +1,5 @@
-"""Attention for training on a CPU in C++: compiled once per machine and torch version, kept in the user's cache folder.
-
-Where there is no C++ compiler, torch's own attention is used.
+"""Attention and loss for training on a CPU in C++: compiled once per machine and torch version, kept in the user's cache
+folder. Where there is no C++ compiler, torch's own operations are used.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("attention.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-std=c++20", "-shared", "-fPIC", "-DAT_PARALLEL_OPENMP=1"),
     # Sums may be reordered. Not -ffast-math: loading a library linked with it changes the whole process's arithmetic.
@@ -36,12 +35,12 @@ _dtypes: set[torch.dtype] = set()
 def load() -> bool:
     """Compiles the kernels if no earlier process has, and loads them; some ten seconds the first time. False if it can't be.
 
-    From then on `causal_attention` uses them on a CPU. What is wrong is logged in one line.
+    From then on the model uses them in training on a CPU. What is wrong is logged in one line.
     """
     try:
         torch.ops.load_library(_build())  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _logger.warning("attention stays on torch's operations: %s", str(error).strip().splitlines()[0])
+        _logger.warning("attention and loss stay on torch's operations: %s", str(error).strip().splitlines()[0])
         return False
     torch.library.register_fake("nanochat_model::attention", _fake_attention)
     torch.library.register_fake("nanochat_model::attention_backward", _fake_backward)
@@ -52,34 +51,54 @@ def load() -> bool:
     return True
 
 
-def fits(q: Tensor) -> bool:
-    """Whether `attention` computes queries like these (B, T, H, D)."""
-    return q.device.type == "cpu" and q.dtype in _dtypes and q.size(3) % 32 == 0 and q.size(3) <= 512
+def compute(x: Tensor) -> bool:
+    """Whether there are kernels for tensors like this one."""
+    return x.device.type == "cpu" and x.dtype in _dtypes
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int, scale: float) -> Tensor:
-    """`causal_attention` for scores |q . k * scale| below 80, which QK norm sees to."""
-    y: Tensor = torch.ops.nanochat_model.attention(q, k, v, starts, window, scale)[0]
+def attend(qk: Tensor) -> bool:
+    """Whether `attention` computes queries and keys like these (., ., ., D)."""
+    return compute(qk) and qk.size(3) % 32 == 0 and qk.size(3) <= 512 and not torch.compiler.is_exporting()
+
+
+def attention(
+    qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, *, window: int, scale: float, eps: float
+) -> Tensor:
+    """`causal_attention` of queries and keys qk (B, T, H + K, D) that are yet to be rotated and normalised.
+
+    v (B, T, K, D), cos and sin (1, T, 1, D / 2), starts (B, T) -> (B, T, H, D). |q . k * scale| must be below 80.
+    """
+    y: Tensor = torch.ops.nanochat_model.attention(qk, v, cos, sin, starts, window, scale, eps)[0]
     return y
 
 
-def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    B, T, H, _D = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
+def loss_rows_(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Makes logits (N, V) the gradients of each row's cross-entropy at its target (N,), times the row's sum of e^capped.
+
+    Returns those sums and the targets' capped logits, both (N,) in float32.
+    """
+    sums, capped = torch.ops.nanochat_model.loss_rows_(logits, targets, softcap)
+    return sums, capped
 
 
-def _fake_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _fake_attention(qk: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    B, T, K, D = v.shape
+    H = qk.size(2) - K
+    return v.new_empty((B, T, H, D)), v.new_empty((B, H, T), dtype=torch.float32)
+
+
+def _fake_backward(_grad: Tensor, qk: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return qk.new_empty(qk.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, starts, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, starts)
+    *tensors, ctx.window, ctx.scale, ctx.eps = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, grad: Tensor, _unused: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.nanochat_model.attention_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale)
-    return *gradients, None, None, None
+    gradients = torch.ops.nanochat_model.attention_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale, ctx.eps)
+    return *gradients, None, None, None, None, None, None
 
 
 def _build() -> Path:
@@ -90,7 +109,7 @@ def _build() -> Path:
     command = [compiler, *FLAGS, *wide, str(SOURCE), *includes, f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-lc10"]
     identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, torch.__version__, _cpu_features()])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat-model"
-    library = folder / f"attention-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+    library = folder / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     if library.exists():
         return library
     if sys.platform != "linux" or shutil.which(compiler) is None:

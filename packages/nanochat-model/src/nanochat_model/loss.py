@@ -6,7 +6,6 @@ unroll every chunk into its graph.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanochat_model import kernels
 
 CHUNK_ELEMENTS = 4 * 1024 * 1024
 """Logits held at a time on a CPU; 8 MB in bfloat16 stay near the caches."""
@@ -91,22 +92,21 @@ def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor, softcap: float, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of losses times `factors` (N,), and its gradients by hidden and weight, while a chunk's logits are at hand."""
-    exponentials = _compiled_exponentials() if fused else _exponentials
     # Unnormalised, a row's values reach e^softcap, which float16 does not hold.
     dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+    slopes = _in_place if kernels.compute(hidden) else _compiled_slopes() if fused else _slopes
     narrow, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
     for part in _chunks(hidden, weight):
-        rows, supervised = hidden[part].to(dtype), (targets[part] != IGNORED)[:, None]
-        index, factor = targets[part].clamp(min=0)[:, None], factors[part, None] * supervised
-        logits = F.linear(rows, narrow)
-        capped = (logits.gather(1, index).float() / softcap).tanh_()
-        grad_logits, normaliser = exponentials(logits, softcap)
-        total -= ((softcap * capped - normaliser.log()) * factor).sum()
-        at_target = ((softcap * capped).exp_() - normaliser) * (1.0 - capped.square())
-        grad_logits.scatter_(1, index, at_target.to(dtype))
+        rows, index, factor = (
+            hidden[part].to(dtype),
+            targets[part].clamp(min=0),
+            factors[part] * (targets[part] != IGNORED),
+        )
+        grad_logits, normaliser, capped = slopes(F.linear(rows, narrow), index, softcap)
+        total -= ((capped - normaliser.log()) * factor).sum()
         # What normalises a row is left to its C products, of which there are fewer than of its V logits.
-        factor = factor / normaliser
+        factor = (factor / normaliser)[:, None]
         grad_hidden[part] = (grad_logits @ narrow) * factor
         rows = (rows * factor).to(dtype)
         if dtype == torch.float32:
@@ -138,17 +138,23 @@ def _scaled_gradients(ctx: Any, grad_output: Tensor, *_unused: Tensor) -> tuple[
 _loss_and_gradients.register_autograd(_scaled_gradients, setup_context=_save_gradients)
 
 
-def _exponentials(logits: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """e^capped times the slope of the cap, in the dtype of the logits; and the rows' sums of e^capped (N, 1) in float32.
+def _in_place(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    return logits, *kernels.loss_rows_(logits, targets, softcap)
 
-    The softcap bounds the exponent, so no pass for the maximum is needed. Compiled, this is one loop.
+
+def _slopes(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (N, V) of each row's cross-entropy times its sum of e^capped; those sums (N,), the targets' capped logits (N,).
+
+    The softcap bounds the exponent, so no pass for the maximum is needed.
     """
     capped = (logits.float() / softcap).tanh_()
-    exponentials = (capped * (softcap / math.log(2))).exp2_()
+    at_target = softcap * capped.gather(1, targets[:, None])
+    exponentials = (capped * softcap).exp_()
     normaliser = exponentials.sum(dim=1, keepdim=True)
-    return exponentials.mul_(1.0 - capped.square_()).to(logits.dtype), normaliser
+    exponentials.scatter_add_(1, targets[:, None], -normaliser)
+    return exponentials.mul_(1.0 - capped.square_()).to(logits.dtype), normaliser[:, 0], at_target[:, 0]
 
 
 @cache
-def _compiled_exponentials() -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
-    return torch.compile(_exponentials, dynamic=True)
+def _compiled_slopes() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_slopes, dynamic=True)

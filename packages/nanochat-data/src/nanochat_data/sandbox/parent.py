@@ -169,7 +169,7 @@ class _Child:
         """Takes what is left in the pipes of a process that has ended. Raises `SandboxError` if it never got to the program."""
         self._hear()
         _read(self._stderr, self.errors)
-        if not self.started and self.process.returncode != -signal.SIGKILL:
+        if not self.started and self.process.returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):
             raise SandboxError(f"programs that a model wrote cannot be run here: {self._last_line()}")
 
     def _hear(self) -> bool:

@@ -1,6 +1,7 @@
-// Causal attention and its gradients for training on a CPU: one task per sequence and key/value head, whose scores stay in a
+// What takes longest in training on a CPU beside large products. First, causal attention and its gradients: one task per sequence and key/value head, whose scores stay in a
 // core's cache. Products go to oneDNN's small matrix products (AMX, AVX512-BF16 or AVX-512, whatever there is); between them
 // only what a query sees is visited. Bounded scores (QK norm) need no maximum: probabilities are 2^(score - log2 of the sum).
+// Second, what cross-entropy does to softcapped logits, in one pass.
 // Shapes: B sequences, T tokens, H query heads, K key/value heads, D head dimension.
 
 #include <ATen/Parallel.h>
@@ -143,6 +144,52 @@ class Scratch {
   size_t used_ = 0;
 };
 
+// Rotary embedding and RMSNorm of a head's queries or keys: channel d pairs with d + D / 2; the norm is not changed by rotating.
+template <typename T> struct Rotation {
+  const T *cos, *sin;  // (T, D / 2)
+  int64_t length, D;
+  float eps;
+
+  // out (T, D) and each row's factor 1 / rms.
+  void apply(Head<T> x, T* out, float* inverses) const {
+    const int64_t half = D / 2;
+    for (int64_t t = 0; t < length; ++t) {
+      const T *row = x.row(t), *c = cos + t * half, *s = sin + t * half;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t d = 0; d < D; ++d) sum += widen(row[d]) * widen(row[d]);
+      const float inverse = inverses[t] = 1 / std::sqrt(sum / D + eps);
+#pragma omp simd
+      for (int64_t d = 0; d < half; ++d) {
+        const float low = widen(row[d]) * inverse, high = widen(row[d + half]) * inverse;
+        store(out + t * D + d, low * widen(c[d]) + high * widen(s[d]));
+        store(out + t * D + d + half, high * widen(c[d]) - low * widen(s[d]));
+      }
+    }
+  }
+
+  // From gradients (T, D) by what `apply` gave as y (T, D): the gradient r (g - y mean(y g)), rotated back, into out.
+  void backward(const float* grads, const T* y, const float* inverses, Head<T> out) const {
+    const int64_t half = D / 2;
+    for (int64_t t = 0; t < length; ++t) {
+      const float* g = grads + t * D;
+      const T *row = y + t * D, *c = cos + t * half, *s = sin + t * half;
+      T* to = out.row(t);
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t d = 0; d < D; ++d) sum += g[d] * widen(row[d]);
+      const float mean = sum / D, inverse = inverses[t];
+#pragma omp simd
+      for (int64_t d = 0; d < half; ++d) {
+        const float low = (g[d] - mean * widen(row[d])) * inverse;
+        const float high = (g[d + half] - mean * widen(row[d + half])) * inverse;
+        store(to + d, low * widen(c[d]) - high * widen(s[d]));
+        store(to + d + half, low * widen(s[d]) + high * widen(c[d]));
+      }
+    }
+  }
+};
+
 // What each token sees, all of it contiguous: keys first[p] to p, seen by queries up to last[p]. Both never decrease.
 struct Sight {
   std::vector<int64_t> first, last;
@@ -157,25 +204,33 @@ struct Sight {
 
 struct Sizes {
   int64_t B, T, H, K, D, window;
-  float scale;
+  float scale, eps;
   const int64_t* starts;  // (B, T) or none
+  const void *cos, *sin;
+  template <typename T> Rotation<T> rotation() const {
+    return {static_cast<const T*>(cos), static_cast<const T*>(sin), this->T, D, eps};
+  }
   Sight sight(int64_t b) const { return {T, window, starts ? starts + b * T : nullptr}; }
 };
 
-// y (B, T, H, D); log_sums (B, H, T): log2 of each query's sum of exponentials.
+// qk (B, T, H + K, D), v (B, T, K, D), y (B, T, H, D); log_sums (B, H, T): log2 of each query's sum of exponentials.
 template <typename T>
-void forward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::Tensor& y,
+void forward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& qk, const at::Tensor& v, at::Tensor& y,
                   at::Tensor& log_sums) {
   const int64_t D = z.D, columns = padded(z.T);
-  Scratch scratch(2 * columns * D * sizeof(T) + ROWS * COLUMNS * 8 + ROWS * D * 4 + 4096);
-  T *keys = scratch.take<T>(D * columns), *values = scratch.take<T>(columns * D), *p = scratch.take<T>(ROWS * COLUMNS);
-  float *s = scratch.take<float>(ROWS * COLUMNS), *o = scratch.take<float>(ROWS * D), sums[ROWS];
-  pack_transposed(head<T>(k, b, kv), z.T, D, keys);
+  Scratch scratch(3 * columns * D * sizeof(T) + ROWS * COLUMNS * 8 + ROWS * D * 4 + columns * 4 + 4096);
+  T *normed = scratch.take<T>(columns * D), *keys = scratch.take<T>(D * columns), *values = scratch.take<T>(columns * D), *p = scratch.take<T>(ROWS * COLUMNS);
+  float *s = scratch.take<float>(ROWS * COLUMNS), *o = scratch.take<float>(ROWS * D), *inverses = scratch.take<float>(columns), sums[ROWS];
+  const Rotation<T> rotation = z.rotation<T>();
+  const Head<T> queries = {normed, D};
+  rotation.apply(head<T>(qk, b, z.H + kv), normed, inverses);
+  pack_transposed(queries, z.T, D, keys);
   pack(head<T>(v, b, kv), z.T, D, values);
   const Sight sight = z.sight(b);
   const float factor = z.scale * 1.44269504f;
   for (int64_t h = kv * (z.H / z.K); h < (kv + 1) * (z.H / z.K); ++h) {
-    const Head<T> queries = head<T>(q, b, h), out = head<T>(y, b, h);
+    const Head<T> out = head<T>(y, b, h);
+    rotation.apply(head<T>(qk, b, h), normed, inverses);
     float* logs = log_sums.data_ptr<float>() + (b * z.H + h) * z.T;
     for (int64_t i = 0; i < z.T; i += ROWS) {
       const int64_t rows = std::min(ROWS, z.T - i), start = sight.first[i] / GRAIN * GRAIN, end = padded(i + rows);
@@ -208,24 +263,28 @@ void forward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& q, co
   }
 }
 
-// The gradients by q, k, v, given those by y.
+// The gradients by qk and v, given those by y.
 template <typename T>
-void backward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k,
-                   const at::Tensor& v, const at::Tensor& y, const at::Tensor& log_sums, at::Tensor& dq, at::Tensor& dk, at::Tensor& dv) {
+void backward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& grad, const at::Tensor& qk, const at::Tensor& v,
+                   const at::Tensor& y, const at::Tensor& log_sums, at::Tensor& dqk, at::Tensor& dv) {
   const int64_t D = z.D, columns = padded(z.T), size = columns * D;
-  Scratch scratch(5 * size * sizeof(T) + 4 * size * 4 + ROWS * COLUMNS * (8 + 3 * sizeof(T)) + columns * 8 + 4096);
+  Scratch scratch(7 * size * sizeof(T) + 4 * size * 4 + ROWS * COLUMNS * (8 + 3 * sizeof(T)) + columns * 16 + 4096);
   T *qt = scratch.take<T>(size), *gt = scratch.take<T>(size), *qn = scratch.take<T>(size), *gn = scratch.take<T>(size);
   T *kt = scratch.take<T>(size), *p = scratch.take<T>(ROWS * COLUMNS), *ds = scratch.take<T>(ROWS * COLUMNS);
   T* pairs = scratch.take<T>(ROWS * COLUMNS);
   float *s = scratch.take<float>(ROWS * COLUMNS), *dp = scratch.take<float>(ROWS * COLUMNS), *delta = scratch.take<float>(columns);
   float* logs = scratch.take<float>(columns);
   float *dq_DT = scratch.take<float>(size), *dq_TD = scratch.take<float>(size), *dk_TD = scratch.take<float>(size), *dv_TD = scratch.take<float>(size);
-  const Head<T> keys = head<T>(k, b, kv), values = head<T>(v, b, kv);
+  float *q_inverses = scratch.take<float>(columns), *k_inverses = scratch.take<float>(columns);
+  const Head<T> queries = {scratch.take<T>(size), D}, keys = {scratch.take<T>(size), D}, values = head<T>(v, b, kv);
+  const Rotation<T> rotation = z.rotation<T>();
+  rotation.apply(head<T>(qk, b, z.H + kv), keys.data, k_inverses);
   transpose<T>(keys.data, keys.stride, z.T, columns, D, kt);
   const Sight sight = z.sight(b);
   const float factor = z.scale * 1.44269504f;
   for (int64_t h = kv * (z.H / z.K), first = h; h < (kv + 1) * (z.H / z.K); ++h) {
-    const Head<T> queries = head<T>(q, b, h), grads = head<T>(grad, b, h), out = head<T>(y, b, h), dqs = head<T>(dq, b, h);
+    const Head<T> grads = head<T>(grad, b, h), out = head<T>(y, b, h);
+    rotation.apply(head<T>(qk, b, h), queries.data, q_inverses);
     std::copy_n(log_sums.data_ptr<float>() + (b * z.H + h) * z.T, z.T, logs);
     pack_transposed(queries, z.T, D, qt), pack_transposed(grads, z.T, D, gt);
     pack(queries, z.T, D, qn), pack(grads, z.T, D, gn);
@@ -267,12 +326,12 @@ void backward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& grad
       }
     }
     transpose(dq_DT, columns, D, D, columns, dq_TD);
-    for (int64_t t = 0; t < z.T; ++t)
-      for (int64_t d = 0; d < D; ++d) store(dqs.row(t) + d, dq_TD[t * D + d]);
+    rotation.backward(dq_TD, queries.data, q_inverses, head<T>(dqk, b, h));
   }
-  const Head<T> dks = head<T>(dk, b, kv), dvs = head<T>(dv, b, kv);
+  rotation.backward(dk_TD, keys.data, k_inverses, head<T>(dqk, b, z.H + kv));
+  const Head<T> dvs = head<T>(dv, b, kv);
   for (int64_t t = 0; t < z.T; ++t)
-    for (int64_t d = 0; d < D; ++d) store(dks.row(t) + d, dk_TD[t * D + d]), store(dvs.row(t) + d, dv_TD[t * D + d]);
+    for (int64_t d = 0; d < D; ++d) store(dvs.row(t) + d, dv_TD[t * D + d]);
 }
 
 template <typename Task> void run(const Sizes& z, bool bf16, const Task& task) {
@@ -282,54 +341,96 @@ template <typename Task> void run(const Sizes& z, bool bf16, const Task& task) {
   });
 }
 
-Sizes sizes(const at::Tensor& q, const at::Tensor& k, const std::optional<at::Tensor>& starts, int64_t window, double scale) {
-  TORCH_CHECK(q.size(3) % GRAIN == 0 && q.size(3) <= MAX_DIM, "the head dimension must be a multiple of 32 up to 512, not ", q.size(3));
+Sizes sizes(const at::Tensor& qk, const at::Tensor& v, const at::Tensor& cos, const at::Tensor& sin,
+            const std::optional<at::Tensor>& starts, int64_t window, double scale, double eps) {
+  const int64_t B = qk.size(0), T = qk.size(1), K = v.size(2), D = qk.size(3);
+  TORCH_CHECK(D % GRAIN == 0 && D <= MAX_DIM, "the head dimension must be a multiple of 32 up to 512, not ", D);
   TORCH_CHECK(!starts || (starts->is_contiguous() && starts->scalar_type() == at::kLong), "starts must be contiguous int64");
-  return {q.size(0), q.size(1), q.size(2), k.size(2), q.size(3), window, static_cast<float>(scale),
-          starts ? starts->data_ptr<int64_t>() : nullptr};
+  for (const at::Tensor& x : {cos, sin})
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == qk.scalar_type() && x.numel() == T * D / 2, "cos and sin must be (T, D / 2)");
+  return {B, T, qk.size(2) - K, K, D, window, static_cast<float>(scale), static_cast<float>(eps),
+          starts ? starts->data_ptr<int64_t>() : nullptr, cos.data_ptr(), sin.data_ptr()};
 }
 
 at::Tensor rows_contiguous(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_,
-                                           const std::optional<at::Tensor>& starts, int64_t window, double scale) {
-  const at::Tensor q = rows_contiguous(q_), k = rows_contiguous(k_), v = rows_contiguous(v_);
-  const Sizes z = sizes(q, k, starts, window, scale);
-  at::Tensor y = at::empty({z.B, z.T, z.H, z.D}, q.options());
-  at::Tensor log_sums = at::empty({z.B, z.H, z.T}, q.options().dtype(at::kFloat));
-  const bool bf16 = q.scalar_type() == at::kBFloat16;
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& qk_, const at::Tensor& v_, const at::Tensor& cos, const at::Tensor& sin,
+                                           const std::optional<at::Tensor>& starts, int64_t window, double scale, double eps) {
+  const at::Tensor qk = rows_contiguous(qk_), v = rows_contiguous(v_);
+  const Sizes z = sizes(qk, v, cos, sin, starts, window, scale, eps);
+  at::Tensor y = at::empty({z.B, z.T, z.H, z.D}, v.options());
+  at::Tensor log_sums = at::empty({z.B, z.H, z.T}, v.options().dtype(at::kFloat));
+  const bool bf16 = v.scalar_type() == at::kBFloat16;
   run(z, bf16, [&](int64_t b, int64_t kv) {
-    bf16 ? forward_task<at::BFloat16>(z, b, kv, q, k, v, y, log_sums) : forward_task<float>(z, b, kv, q, k, v, y, log_sums);
+    bf16 ? forward_task<at::BFloat16>(z, b, kv, qk, v, y, log_sums) : forward_task<float>(z, b, kv, qk, v, y, log_sums);
   });
   return {y, log_sums};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_, const at::Tensor& q_, const at::Tensor& k_,
-                                                        const at::Tensor& v_, const at::Tensor& y, const at::Tensor& log_sums,
-                                                        const std::optional<at::Tensor>& starts, int64_t window, double scale) {
-  const at::Tensor grad = rows_contiguous(grad_), q = rows_contiguous(q_), k = rows_contiguous(k_), v = rows_contiguous(v_);
-  const Sizes z = sizes(q, k, starts, window, scale);
-  at::Tensor dq = at::empty({z.B, z.T, z.H, z.D}, q.options());
-  at::Tensor dk = at::empty({z.B, z.T, z.K, z.D}, q.options()), dv = at::empty({z.B, z.T, z.K, z.D}, q.options());
-  const bool bf16 = q.scalar_type() == at::kBFloat16;
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_, const at::Tensor& qk_, const at::Tensor& v_, const at::Tensor& cos,
+                                            const at::Tensor& sin, const std::optional<at::Tensor>& starts, const at::Tensor& y,
+                                            const at::Tensor& log_sums, int64_t window, double scale, double eps) {
+  const at::Tensor grad = rows_contiguous(grad_), qk = rows_contiguous(qk_), v = rows_contiguous(v_);
+  const Sizes z = sizes(qk, v, cos, sin, starts, window, scale, eps);
+  at::Tensor dqk = at::empty({z.B, z.T, z.H + z.K, z.D}, v.options()), dv = at::empty({z.B, z.T, z.K, z.D}, v.options());
+  const bool bf16 = v.scalar_type() == at::kBFloat16;
   run(z, bf16, [&](int64_t b, int64_t kv) {
-    bf16 ? backward_task<at::BFloat16>(z, b, kv, grad, q, k, v, y, log_sums, dq, dk, dv)
-         : backward_task<float>(z, b, kv, grad, q, k, v, y, log_sums, dq, dk, dv);
+    bf16 ? backward_task<at::BFloat16>(z, b, kv, grad, qk, v, y, log_sums, dqk, dv)
+         : backward_task<float>(z, b, kv, grad, qk, v, y, log_sums, dqk, dv);
   });
-  return {dq, dk, dv};
+  return {dqk, dv};
+}
+
+template <typename T>
+void loss_row(T* row, int64_t V, int64_t target, float softcap, float* sum, float* capped) {
+  const float to_power = softcap * 1.44269504f, inner = -2.0f * 1.44269504f / softcap, logit = widen(row[target]);
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < V; ++i) {
+    const float u = 1 / (1 + power_of_2(inner * widen(row[i])));  // tanh(x / softcap) is 2 u - 1
+    const float e = power_of_2(to_power * (2 * u - 1));
+    total += e;
+    store(row + i, e * 4 * u * (1 - u));
+  }
+  const float t = std::tanh(logit / softcap);
+  store(row + target, (std::exp(softcap * t) - total) * (1 - t * t));
+  *sum = total, *capped = softcap * t;
+}
+
+// Logits (N, V) become the gradients of each row's cross-entropy, times the row's sum of e^capped: e^capped times the slope
+// of the cap, at the target (N,) less that sum. Returns the sums and the targets' capped logits, both (N,) in float32.
+std::tuple<at::Tensor, at::Tensor> loss_rows_(at::Tensor logits, const at::Tensor& targets, double softcap) {
+  const int64_t N = logits.size(0), V = logits.size(1);
+  TORCH_CHECK(logits.stride(1) == 1 && targets.is_contiguous(), "rows must be contiguous");
+  at::Tensor sums = at::empty({N}, logits.options().dtype(at::kFloat)), capped = at::empty_like(sums);
+  const int64_t* target = targets.data_ptr<int64_t>();
+  at::parallel_for(0, N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float *sum = sums.data_ptr<float>() + i, *at_target = capped.data_ptr<float>() + i;
+      if (logits.scalar_type() == at::kBFloat16)
+        loss_row(logits.data_ptr<at::BFloat16>() + i * logits.stride(0), V, target[i], softcap, sum, at_target);
+      else
+        loss_row(logits.data_ptr<float>() + i * logits.stride(0), V, target[i], softcap, sum, at_target);
+    }
+  });
+  return {sums, capped};
 }
 
 }  // namespace
 
 TORCH_LIBRARY(nanochat_model, library) {
-  library.def("attention(Tensor q, Tensor k, Tensor v, Tensor? starts, int window, float scale) -> (Tensor, Tensor)");
   library.def(
-      "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor y, Tensor log_sums, Tensor? starts, int window, "
-      "float scale) -> (Tensor, Tensor, Tensor)");
+      "attention(Tensor qk, Tensor v, Tensor cos, Tensor sin, Tensor? starts, int window, float scale, float eps) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "attention_backward(Tensor grad, Tensor qk, Tensor v, Tensor cos, Tensor sin, Tensor? starts, Tensor y, Tensor log_sums, "
+      "int window, float scale, float eps) -> (Tensor, Tensor)");
+  library.def("loss_rows_(Tensor(a!) logits, Tensor targets, float softcap) -> (Tensor, Tensor)");
   library.def("has_fast_products(ScalarType dtype) -> bool", [](at::ScalarType dtype) { return blas::could_pack(dtype); });
 }
 
 TORCH_LIBRARY_IMPL(nanochat_model, CPU, library) {
   library.impl("attention", &forward);
   library.impl("attention_backward", &backward);
+  library.impl("loss_rows_", &loss_rows_);
 }
