@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from nanochat_apps import device as devices
 from nanochat_apps.training_run import CompiledLoss
-from nanochat_data import Prefetcher, PretrainLoader, open_text_source
+from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
-from nanochat_model import GPT, GPTConfig
+from nanochat_model import GPT, GPTConfig, kernels
 from nanochat_tokenizer import train_tokenizer
 from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
 from nanochat_train.testing import ArrayBatch
@@ -72,6 +72,7 @@ def make_loop(
     tokens: int = 8192,
     windows: str = "L",
     dtype: torch.dtype = DTYPE,
+    compiled: bool = False,
 ) -> tuple[TrainingLoop, GPT]:
     config = GPTConfig(
         sequence_len=length,
@@ -87,7 +88,11 @@ def make_loop(
     groups = param_groups(model.param_roles(), n_embd=width, rates=Rates(), lr_scale=0.125, weight_decay=0.1)
     loader = RandomRows(vocab_size, tokens // length, length)
     stage = Pretraining(num_iterations=10_000)
-    return TrainingLoop(model, MuonAdamW(groups, compute_dtype=dtype), loader, stage, device=DEVICE), model
+    optimizer = MuonAdamW(groups, compute_dtype=dtype, compiled=compiled)
+    loop = TrainingLoop(model, optimizer, loader, stage, device=DEVICE)
+    if compiled:
+        compile_loss(loop, model)
+    return loop, model
 
 
 def matmul_flops(rounds: int = 3) -> float:
@@ -120,6 +125,8 @@ def step_seconds(
 
 
 def compile_loss(loop: TrainingLoop, model: GPT) -> None:
+    if DEVICE.type == "cpu":
+        kernels.load()
     loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
 
 
@@ -138,9 +145,7 @@ def time_optimizer(loop: TrainingLoop) -> list[float]:
 
 
 def speed(windows: str = "L", compiled: str = "") -> None:
-    loop, model = make_loop(windows=windows)
-    if compiled:
-        compile_loss(loop, model)
+    loop, model = make_loop(windows=windows, compiled=bool(compiled))
     optimizer = time_optimizer(loop)
     peaks: list[float] = []
     durations = step_seconds(loop, lambda: peaks.append(matmul_flops()))
@@ -160,14 +165,15 @@ def speed(windows: str = "L", compiled: str = "") -> None:
 
 
 def data() -> None:
-    """Steps with text packed and tokenised beside them, and with a batch that is always there, in turns."""
+    """Steps with text packed beside them, and with a batch that is always there, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         world = TinyWorld(0)
         lines = (json.dumps({"text": world.document(i, split="train")}) + "\n" for i in range(20_000))
         (Path(folder) / "train.jsonl").write_text("".join(lines))
         source = open_text_source(folder, split="train")
         tokenizer = train_tokenizer(source.documents(), vocab_size=1024)
-        loader = PretrainLoader(source, tokenizer, batch_size=16, sequence_len=512)
+        shards = TokenShards(source, tokenizer, Path(folder) / "token_shards").build()
+        loader = PretrainLoader(shards, batch_size=16, sequence_len=512)
         loop, _ = make_loop(vocab_size=1024)
         synthetic = loop.loader
         durations: dict[str, list[float]] = {"real": [], "synthetic": []}
@@ -284,9 +290,9 @@ def memory(*options: str) -> None:
     from torch.profiler import profile as run_profiler
 
     dtype = torch.bfloat16 if "bfloat16" in options else DTYPE
-    loop, model = make_loop(depth=6, width=384, vocab_size=32768, tokens=16384, length=1024, dtype=dtype)
-    if "compiled" in options:
-        compile_loss(loop, model)
+    loop, model = make_loop(
+        depth=6, width=384, vocab_size=32768, tokens=16384, length=1024, dtype=dtype, compiled="compiled" in options
+    )
     parameters = list(model.parameters())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - sum(p.nbytes for p in parameters)
     step_seconds(loop, rounds=0)

@@ -20,6 +20,8 @@ class Settings:
     """Training shards, about 250 million characters each; the validation shard comes with them."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 4
     """Files to fetch at a time."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set; default: the commit that the folder already has, else the newest."""
     out: Path | None = None
     """Where to put them; default: base_data/ (with --core eval_bundle/) under NANOCHAT_BASE_DIR."""
     core: bool = False
@@ -42,6 +44,7 @@ def download(settings: Settings) -> int:
             names,
             out,
             HuggingFaceHub(CLIMBMIX.repo),
+            revision=settings.revision,
             num_workers=settings.num_workers,
             on_done=lambda name: progress.advance(task),
         )

@@ -1,40 +1,121 @@
-"""Attention without a dense mask equals attention with one, forward and backward, for any window and length."""
+"""Every way to compute attention equals the naive form, forward and backward, for any window, length and documents."""
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nanochat_model.attention import _window_mask, causal_attention
+from nanochat_model import GPT, GPTConfig, kernels
+from nanochat_model.attention import _window_mask, causal_attention, document_starts
 from torch.nn.attention.flex_attention import flex_attention
 
 
-def naive(q, k, v, window):
+def naive(q, k, v, window, document_ids=None):
     """Every score computed, the unseen ones set to minus infinity. (B, T, H, D)"""
     group = q.size(2) // k.size(2)
     k, v = (x.repeat_interleave(group, dim=2) for x in (k, v))
     scores = torch.einsum("bthd,bshd->bhts", q, k) / q.size(-1) ** 0.5
     distance = torch.arange(q.size(1))[:, None] - torch.arange(q.size(1))[None, :]
     scores = scores.masked_fill((distance < 0) | (distance > window), -torch.inf)
+    if document_ids is not None:
+        scores = scores.masked_fill((document_ids[:, :, None] != document_ids[:, None])[:, None], -torch.inf)
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
 
 
-def random_qkv(length, heads=4, kv_heads=2, dtype=torch.float64):
+def random_qkv(length, heads=4, kv_heads=2, dtype=torch.float64, head_dim=8):
     generator = torch.Generator().manual_seed(length)
-    shapes = [(2, length, heads, 8), (2, length, kv_heads, 8), (2, length, kv_heads, 8)]
+    shapes = [(2, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
+def random_documents(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(2, length, generator=generator) < 0.1).cumsum(1) if seed else None
+
+
+def outputs_and_gradients(function, inputs):
+    """The output (., D) and the gradients by the inputs, given random ones by the output."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    y = function(*inputs)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, inputs, weight)]
+
+
+LENGTHS = {"length": st.integers(1, 70), "window": st.integers(0, 80), "kv_heads": st.sampled_from([1, 2, 4])}
+
+
 @settings(max_examples=40, deadline=None)
-@given(length=st.integers(1, 70), window=st.integers(0, 80), kv_heads=st.sampled_from([1, 2, 4]))
-def test_windows_equal_the_naive_form(length, window, kv_heads):
-    ours, theirs = random_qkv(length, kv_heads=kv_heads), random_qkv(length, kv_heads=kv_heads)
-    y, expected = causal_attention(*ours, window=window, scale=8**-0.5), naive(*theirs, window)
-    torch.testing.assert_close(y, expected)
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
-    (y * weight).sum().backward()
-    (expected * weight).sum().backward()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+@given(**LENGTHS, documents=st.integers(0, 5))
+def test_windows_and_documents_equal_the_naive_form(length, window, kv_heads, documents):
+    inputs, ids = random_qkv(length, kv_heads=kv_heads), random_documents(length, documents)
+    starts = None if ids is None else document_starts(ids)
+    ours = outputs_and_gradients(
+        lambda q, k, v: causal_attention(q, k, v, window=window, scale=8**-0.5, starts=starts), inputs
+    )
+    torch.testing.assert_close(ours, outputs_and_gradients(lambda q, k, v: naive(q, k, v, window, ids), inputs))
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    if not kernels.load():
+        pytest.skip("needs a C++ compiler")
+
+    def attend(q, k, v, window, ids):
+        assert kernels.fits(q)
+        starts = None if ids is None else document_starts(ids)
+        return causal_attention(q, k, v, window=window, scale=q.size(-1) ** -0.5, starts=starts)
+
+    return attend
+
+
+@settings(max_examples=40, deadline=None)
+@given(**LENGTHS, documents=st.integers(0, 5), head_dim=st.sampled_from([32, 64]))
+@example(length=1100, window=1100, kv_heads=2, documents=0, head_dim=32)  # more columns than are multiplied at a time
+@example(length=700, window=530, kv_heads=1, documents=1, head_dim=96)
+def test_the_kernel_equals_the_naive_form(kernel, length, window, kv_heads, documents, head_dim):
+    inputs, ids = random_qkv(length, kv_heads=kv_heads, head_dim=head_dim), random_documents(length, documents)
+    expected = outputs_and_gradients(lambda q, k, v: naive(q, k, v, window, ids), inputs)
+    single = outputs_and_gradients(lambda q, k, v: kernel(q, k, v, window, ids), [x.float() for x in inputs])
+    for ours, theirs in zip(single, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, theirs.abs().max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(**LENGTHS)
+def test_the_kernel_rounds_as_torch_does_in_bfloat16(kernel, length, window, kv_heads):
+    """Its mean error is that of torch's own kernel in bfloat16, which keeps scores and sums in float32 too."""
+    if torch.bfloat16 not in kernels._dtypes:
+        pytest.skip("needs a processor that multiplies bfloat16")
+    inputs = [x.bfloat16() for x in random_qkv(length, kv_heads=kv_heads, head_dim=32)]
+    expected = outputs_and_gradients(lambda q, k, v: naive(q, k, v, window), [x.double() for x in inputs])
+    ours = outputs_and_gradients(lambda q, k, v: kernel(q, k, v, window, None), inputs)
+    theirs = outputs_and_gradients(lambda q, k, v: torchs_own(q, k, v, window), inputs)
+    for our, their, exact in zip(ours, theirs, expected, strict=True):
+        scale = exact.square().mean().sqrt().clamp(min=0.3)  # a gradient may be zero, then what it is the sum of is not
+        assert (our - exact).square().mean().sqrt() <= 1.5 * (their - exact).square().mean().sqrt() + 2e-3 * scale
+
+
+def torchs_own(q, k, v, window):
+    group, distance = q.size(2) // k.size(2), torch.arange(q.size(1))[:, None] - torch.arange(q.size(1))
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance <= window))
+    return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_documents_of_a_packed_sequence_do_not_see_each_other(native, request):
+    if native:
+        request.getfixturevalue("kernel")
+    model = GPT(GPTConfig(sequence_len=64, vocab_size=50, n_layer=3, n_head=2, n_kv_head=1, n_embd=64))
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    ids = torch.randint(0, 50, (1, 40), generator=generator)
+    targets = torch.randint(0, 50, (1, 40), generator=generator)
+    documents = torch.arange(40)[None] // 17
+    packed = model.loss(ids, targets, document_ids=documents, reduction="none")
+    apart = [model.loss(ids[documents == i][None], targets[documents == i][None], reduction="none") for i in range(3)]
+    torch.testing.assert_close(packed, torch.cat(apart, dim=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._triton import has_triton
 
+from nanochat_model import kernels
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -35,23 +37,38 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
-    """Attention of each query to itself and up to `window` keys on its left.
+def document_starts(document_ids: Tensor) -> Tensor:
+    """Where the document of each token starts: ids (B, T), which change where a document ends -> positions (B, T) int64."""
+    positions = torch.arange(document_ids.size(1), device=document_ids.device)
+    is_start = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    return torch.cummax(torch.where(is_start, positions, 0), dim=1).values
 
-    q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D).
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float, starts: Tensor | None = None
+) -> Tensor:
+    """Attention of each query to itself and up to `window` keys on its left, none of them before its entry of `starts`.
+
+    q (B, T, H, D), k and v (B, T, K, D), starts (B, T) int64 -> (B, T, H, D).
     """
-    group = q.size(2) // k.size(2)
+    if kernels.fits(q) and not torch.compiler.is_exporting():
+        return kernels.attention(q, k, v, starts, window, scale)
+    group, T = q.size(2) // k.size(2), q.size(1)
     q_BHTD, k_BHTD, v_BHTD = (x.transpose(1, 2) for x in (q, k, v))
     if group > 1:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
-    if window + 1 >= q.size(1):
+    if starts is None and window + 1 >= T:
         y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=scale)
-    elif _has_block_kernel(q.device):
+    elif starts is None and _has_block_kernel(q.device):
         y_BHTD = _compiled_flex_attention()(
-            q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(q.size(1), window, q.device), scale=scale
+            q_BHTD, k_BHTD, v_BHTD, block_mask=_window_mask(T, window, q.device), scale=scale
         )
     else:
-        y_BHTD = _banded_attention(q_BHTD, k_BHTD, v_BHTD, window, scale)
+        query, key = torch.arange(T, device=q.device)[:, None], torch.arange(T, device=q.device)
+        seen = (key <= query) & (query - key <= window)
+        if starts is not None:
+            seen = seen & (key >= starts[:, None, :, None])
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=seen, scale=scale)
     return y_BHTD.transpose(1, 2)
 
 
@@ -76,24 +93,3 @@ def _compiled_flex_attention() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
-
-
-def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
-    """Sliding windows (B, H, T, D): blocks of `window` queries, each over its own and the previous block of keys.
-
-    Costs T * 2 * window scores instead of T * T and needs no (T, T) mask.
-    """
-    B, H, T, D = q.shape
-    block = max(window, 1)
-    num_blocks = -(-T // block)
-    q, k, v = (F.pad(x, (0, 0, 0, num_blocks * block - T)).view(B, H, num_blocks, block, D) for x in (q, k, v))
-    # The block before the first is zeros and masked.
-    k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), dim=3) for x in (k, v))
-    query = torch.arange(block, device=q.device)[:, None] + block
-    key = torch.arange(2 * block, device=q.device)[None, :]
-    seen = (key <= query) & (query - key <= window)
-    mask = seen.repeat(num_blocks, 1, 1)
-    mask[0, :, :block] = False
-    q, k, v = (x.flatten(1, 2) for x in (q, k, v))  # heads and blocks side by side: (B, H * blocks, ., D)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(H, 1, 1)[None], scale=scale)
-    return y.view(B, H, num_blocks * block, D)[:, :, :T]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nanochat_model import accounting
 from nanochat_model.activations import relu_squared, rms_norm
-from nanochat_model.attention import apply_rotary, causal_attention, rotary_table
+from nanochat_model.attention import apply_rotary, causal_attention, document_starts, rotary_table
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_model.embedding import Embedding
 from nanochat_model.loss import IGNORED, softcap_logits, summed_loss, token_losses
 from nanochat_model.protocols import KVCacheLike
 
@@ -33,9 +34,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) in `dtype`; modules that take this one's place restore it."""
-        return self.weight.to(dtype)
+    def dense(self, _dtype: torch.dtype) -> Tensor:
+        """The weight (out, in), which the loss casts itself; modules that take this one's place restore it in a dtype."""
+        return self.weight
 
 
 class Attention(nn.Module):
@@ -63,9 +64,15 @@ class Attention(nn.Module):
         return torch.cat(rows)
 
     def forward(
-        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCacheLike | None
+        self,
+        x: Tensor,
+        value_embedding: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        kv_cache: KVCacheLike | None,
+        starts: Tensor | None,
     ) -> Tensor:
-        """x (B, T, C), value_embedding (B, T, K D), cos and sin (., T, 1, D / 2) -> (B, T, C)."""
+        """x (B, T, C), value_embedding (B, T, K D), cos and sin (., T, 1, D / 2), starts (B, T) -> (B, T, C)."""
         B, T, _ = x.shape
         config = self.config
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
@@ -79,7 +86,7 @@ class Attention(nn.Module):
         q, k = qk[:, :, :H], qk[:, :, H:]
         scale = config.qk_scale**2 / math.sqrt(D)
         if kv_cache is None:
-            y = causal_attention(q, k, v, window=self.window, scale=scale)
+            y = causal_attention(q, k, v, window=self.window, scale=scale, starts=starts)
         else:
             y = kv_cache.attend(self.layer_idx, q, k, v, window=self.window, scale=scale)
         projected: Tensor = self.c_proj(y.reshape(B, T, H * D))
@@ -112,8 +119,9 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         kv_cache: KVCacheLike | None,
+        starts: Tensor | None,
     ) -> Tensor:
-        x = x + self.attn(rms_norm(x, self.eps), value_embedding, cos, sin, kv_cache)
+        x = x + self.attn(rms_norm(x, self.eps), value_embedding, cos, sin, kv_cache, starts)
         y: Tensor = x + self.mlp(rms_norm(x, self.eps))
         return y
 
@@ -138,7 +146,7 @@ class GPT(nn.Module):
         self.compute_dtype = compute_dtype
         V, C, L = config.padded_vocab_size, config.n_embd, config.n_layer
         self.transformer = nn.ModuleDict(
-            {"wte": nn.Embedding(V, C), "h": nn.ModuleList([Block(config, i) for i in range(L)])}
+            {"wte": Embedding(V, C), "h": nn.ModuleList([Block(config, i) for i in range(L)])}
         )
         self.lm_head = Linear(C, V)
         if config.residual_scalars:
@@ -151,7 +159,7 @@ class GPT(nn.Module):
             self.backout_lambda = nn.Parameter(torch.zeros(1))
         kv_dim = config.n_kv_head * config.head_dim
         self.value_embeds = nn.ModuleDict(
-            {str(i): nn.Embedding(V, kv_dim) for i in range(L) if config.has_value_embedding(i)}
+            {str(i): Embedding(V, kv_dim) for i in range(L) if config.has_value_embedding(i)}
         )
         cos, sin = rotary_table(config.sequence_len * ROTARY_HEADROOM, config.head_dim, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
@@ -240,23 +248,36 @@ class GPT(nn.Module):
             x = x[rows, kv_cache.logits_at]
         return softcap_logits(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
 
-    def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    def loss(
+        self,
+        token_ids: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
         """Cross-entropy in nats of targets (B, T) given token_ids (B, T); targets of -1 are ignored.
 
-        `none` gives (B, T) with 0 at ignored targets. `mean` is over target tokens, and 0 where there is none.
+        Each token's loss is multiplied with its entry of `weights` (B, T), which has no gradient. `none` gives (B, T) with
+        0 at ignored targets. `mean` divides the sum by the number of targets, and is 0 where there is none. No token sees
+        another whose entry of `document_ids` (B, T), which change where a document ends, is not its own.
         """
-        hidden = self._hidden(token_ids, None).flatten(0, 1)
+        starts = None if document_ids is None else document_starts(document_ids)
+        hidden = self._hidden(token_ids, None, starts).flatten(0, 1)
         flat = targets.flatten()
         weight = self.lm_head.dense(hidden.dtype)[: self.config.vocab_size]
         if reduction == "none":
-            return token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
-        total = summed_loss(hidden, weight, flat, self.config.softcap)
+            losses = token_losses(hidden, weight, flat, self.config.softcap).view_as(targets)
+            return losses if weights is None else losses * weights
+        factors = None if weights is None else weights.flatten()
+        total = summed_loss(hidden, weight, flat, self.config.softcap, factors)
         return total if reduction == "sum" else total / (flat != IGNORED).sum().clamp(min=1)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return rms_norm(self.wte(token_ids).to(self.compute_dtype), self.config.norm_eps)
 
-    def _hidden(self, token_ids: Tensor, kv_cache: KVCacheLike | None) -> Tensor:
+    def _hidden(self, token_ids: Tensor, kv_cache: KVCacheLike | None, starts: Tensor | None = None) -> Tensor:
         """The last normalised residual stream (B, T, C). The only place that writes down the order of layers."""
         config = self.config
         x = self._embed(token_ids)
@@ -266,6 +287,8 @@ class GPT(nn.Module):
                 raise ValueError(f"a sequence of {T} tokens is longer than the {self.cos.size(0)} that positions reach")
             cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
             x_before = F.pad(x[:, :-1], (0, 0, 1, 0)) if config.smear else x
+            if starts is not None:
+                x_before = x_before * (starts != torch.arange(T, device=x.device))[..., None]
         else:
             positions, previous_ids = kv_cache.extend(token_ids)
             cos, sin = self.cos[positions, None], self.sin[positions, None]
@@ -282,7 +305,7 @@ class GPT(nn.Module):
             value_embedding = (
                 self.value_embeds[str(i)](token_ids).to(x.dtype) if config.has_value_embedding(i) else None
             )
-            x = block(x, value_embedding, cos, sin, kv_cache)
+            x = block(x, value_embedding, cos, sin, kv_cache, starts)
             if i == config.n_layer // 2:
                 x_mid = x
         if config.backout:

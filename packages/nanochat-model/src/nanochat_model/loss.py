@@ -1,10 +1,12 @@
-"""Cross-entropy over softcapped logits in row chunks, so that training never holds the (B T, V) float32 logits.
+"""Cross-entropy over softcapped logits in row chunks, so that training never holds the (B T, V) logits.
 
-Shapes: N rows (B T), C width, V vocabulary.
+Shapes: N rows (B T), C width, V vocabulary. Both functions are one operation each to a compiler, which would otherwise
+unroll every chunk into its graph.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Probabilities = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-
 CHUNK_ELEMENTS = 4 * 1024 * 1024
-"""Logits held at a time; 16 MB in float32 stay near the caches."""
+"""Logits held at a time on a CPU; 8 MB in bfloat16 stay near the caches."""
+
+CHUNK_ROWS = 4096
+"""Rows of logits held at a time on other devices, which small products leave idle."""
 
 IGNORED = -1
 """Target id that is not supervised."""
@@ -28,120 +31,124 @@ def softcap_logits(logits: Tensor, softcap: float) -> Tensor:
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
     """Per-token losses in nats, 0 where ignored: hidden (N, C), weight (V, C), targets (N,) -> float32 (N,)."""
-    losses: Tensor = _eagerly(_TokenLosses, hidden, weight, targets, softcap)
+    losses: Tensor = torch.ops.nanochat.token_losses(hidden, weight, targets, softcap)
     return losses
 
 
-def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Sum of all supervised losses in nats: hidden (N, C), weight (V, C), targets (N,) -> float32 scalar."""
+def summed_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, weights: Tensor | None = None
+) -> Tensor:
+    """Sum of all losses in nats, each times its weight (N,): hidden (N, C), weight (V, C), targets (N,) -> float32 scalar.
+
+    The weight may be float32 beside bfloat16 activations: products are in bfloat16 then, its gradient is float32.
+    """
     if not torch.is_grad_enabled():
-        return token_losses(hidden, weight, targets, softcap).sum()
-    loss: Tensor = _eagerly(_SummedLoss, hidden, weight, targets, softcap, torch.compiler.is_compiling())
-    return loss
+        losses = token_losses(hidden, weight, targets, softcap)
+        return (losses if weights is None else losses * weights).sum()
+    factors = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
+    fused = torch.compiler.is_compiling()
+    total: Tensor = torch.ops.nanochat.loss_and_gradients(hidden, weight, targets, factors, softcap, fused)[0]
+    return total
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _eagerly(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """A compiler would unroll hundreds of chunks into its graph; only what is done to a chunk is worth compiling."""
-    return function.apply(*args)
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Rows that are computed together."""
+    rows = max(1, CHUNK_ELEMENTS // weight.size(0)) if hidden.device.type == "cpu" else CHUNK_ROWS
+    return [slice(start, start + rows) for start in range(0, hidden.size(0), rows)]
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // weight.size(0))
+@torch.library.custom_op("nanochat::token_losses", mutates_args=())
+def _token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    weight, losses = weight.to(hidden.dtype), hidden.new_empty(hidden.size(0), dtype=torch.float32)
+    for part in _chunks(hidden, weight):
+        logits = softcap_logits(F.linear(hidden[part], weight), softcap)
+        losses[part] = F.cross_entropy(logits, targets[part], ignore_index=IGNORED, reduction="none")
+    return losses
 
 
-class _TokenLosses(torch.autograd.Function):
-    """Computes a chunk's logits twice, since the gradients of the losses are not known before the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.softcap = softcap
-        rows = _chunk_rows(weight)
-        chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        return torch.cat([_plain_losses(h, weight, t, softcap) for h, t in chunks])
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, targets = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        rows = _chunk_rows(weight)
-        for start in range(0, hidden.size(0), rows):
-            part = slice(start, start + rows)
-            with torch.enable_grad():
-                h, w = hidden[part].detach().requires_grad_(), weight.detach().requires_grad_()
-                losses = _plain_losses(h, w, targets[part], ctx.softcap)
-            grad_hidden[part], grad = torch.autograd.grad(losses, (h, w), grad_output[part])
-            grad_weight += grad
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
+@_token_losses.register_fake
+def _(hidden: Tensor, _weight: Tensor, _targets: Tensor, _softcap: float) -> Tensor:
+    return hidden.new_empty(hidden.size(0), dtype=torch.float32)
 
 
-def _plain_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    logits = softcap_logits(F.linear(hidden, weight), softcap)
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.softcap = inputs
+    ctx.save_for_backward(*tensors)
 
 
-class _SummedLoss(torch.autograd.Function):
-    """Computes both gradients chunk by chunk during the forward pass, while a chunk's logits are at hand."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, fused: bool) -> Tensor:
-        probabilities = _compiled_probabilities() if fused else _probabilities
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        rows = _chunk_rows(weight)
-        for start in range(0, hidden.size(0), rows):
-            part = slice(start, start + rows)
-            supervised = (targets[part] != IGNORED)[:, None]
-            index = targets[part].clamp(min=0)[:, None]
-            logits = F.linear(hidden[part], weight)
-            capped = logits.gather(1, index).float().div_(softcap).tanh_()
-            grad_logits, log_normaliser = probabilities(logits, softcap)
-            log_prob = softcap * capped - log_normaliser
-            total -= (log_prob * supervised).sum()
-            at_target = (log_prob.exp() - 1.0) * (1.0 - capped.square())
-            grad_logits.scatter_(1, index, at_target.to(grad_logits.dtype)).mul_(supervised)
-            torch.mm(grad_logits, weight, out=grad_hidden[part])
-            if grad_logits.dtype == torch.float32:
-                grad_weight.addmm_(grad_logits.T, hidden[part])
-            else:
-                grad_weight += grad_logits.T @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            grad_hidden * grad_output.to(grad_hidden.dtype),
-            (grad_weight * grad_output).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-        )
+def _token_losses_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    """Of losses summed with these gradients as weights: a chunk's logits are computed again."""
+    fused = torch.compiler.is_compiling()
+    gradients = torch.ops.nanochat.loss_and_gradients(*ctx.saved_tensors, grad_output, ctx.softcap, fused)
+    return gradients[1], gradients[2], None, None
 
 
-def _probabilities(logits: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Softmax of the capped logits times the slope of the cap, in the dtype of the logits; and logsumexp (N, 1)."""
-    capped = logits.float().div_(softcap).tanh_()
-    # The softcap bounds the exponent, so no pass for the maximum is needed.
-    exponentials = (capped * softcap).exp_()
+_token_losses.register_autograd(_token_losses_backward, setup_context=_save_inputs)
+
+
+@torch.library.custom_op("nanochat::loss_and_gradients", mutates_args=())
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor, softcap: float, fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of losses times `factors` (N,), and its gradients by hidden and weight, while a chunk's logits are at hand."""
+    exponentials = _compiled_exponentials() if fused else _exponentials
+    # Unnormalised, a row's values reach e^softcap, which float16 does not hold.
+    dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+    narrow, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
+    grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+    for part in _chunks(hidden, weight):
+        rows, supervised = hidden[part].to(dtype), (targets[part] != IGNORED)[:, None]
+        index, factor = targets[part].clamp(min=0)[:, None], factors[part, None] * supervised
+        logits = F.linear(rows, narrow)
+        capped = (logits.gather(1, index).float() / softcap).tanh_()
+        grad_logits, normaliser = exponentials(logits, softcap)
+        total -= ((softcap * capped - normaliser.log()) * factor).sum()
+        at_target = ((softcap * capped).exp_() - normaliser) * (1.0 - capped.square())
+        grad_logits.scatter_(1, index, at_target.to(dtype))
+        # What normalises a row is left to its C products, of which there are fewer than of its V logits.
+        factor = factor / normaliser
+        grad_hidden[part] = (grad_logits @ narrow) * factor
+        rows = (rows * factor).to(dtype)
+        if dtype == torch.float32:
+            grad_weight.addmm_(grad_logits.T, rows)
+        else:
+            grad_weight += grad_logits.T @ rows
+    return total, grad_hidden, grad_weight
+
+
+@_loss_and_gradients.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, _targets: Tensor, _factors: Tensor, _softcap: float, _fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = hidden.new_empty((), dtype=torch.float32)
+    return total, torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.weight_dtype = inputs[1].dtype
+
+
+def _scaled_gradients(ctx: Any, grad_output: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+    grad_hidden, grad_weight = ctx.saved_tensors
+    grad_weight = (grad_weight * grad_output).to(ctx.weight_dtype)
+    return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight, None, None, None, None
+
+
+_loss_and_gradients.register_autograd(_scaled_gradients, setup_context=_save_gradients)
+
+
+def _exponentials(logits: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """e^capped times the slope of the cap, in the dtype of the logits; and the rows' sums of e^capped (N, 1) in float32.
+
+    The softcap bounds the exponent, so no pass for the maximum is needed. Compiled, this is one loop.
+    """
+    capped = (logits.float() / softcap).tanh_()
+    exponentials = (capped * (softcap / math.log(2))).exp2_()
     normaliser = exponentials.sum(dim=1, keepdim=True)
-    capped.square_().neg_().add_(1.0)
-    return exponentials.div_(normaliser).mul_(capped).to(logits.dtype), normaliser.log_()
-
-
-def _fused_probabilities(logits: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """The same without changing the logits, which a compiler can join into few passes."""
-    capped = torch.tanh(logits.float() / softcap)
-    exponentials = torch.exp(capped * softcap)
-    normaliser = exponentials.sum(dim=1, keepdim=True)
-    return (exponentials / normaliser * (1.0 - capped.square())).to(logits.dtype), normaliser.log()
+    return exponentials.mul_(1.0 - capped.square_()).to(logits.dtype), normaliser
 
 
 @cache
-def _compiled_probabilities() -> Probabilities:
-    return torch.compile(_fused_probabilities, dynamic=True)
+def _compiled_exponentials() -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_exponentials, dynamic=True)

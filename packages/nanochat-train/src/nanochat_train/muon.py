@@ -21,59 +21,56 @@ POLAR_EXPRESS_COEFFICIENTS = (
 TINY = 1e-10
 
 
-def equilibrate_rows(g: Tensor) -> Tensor:
-    """Scales each row of (N, m, n) to the same norm, ||g||_F / sqrt(m) of its matrix."""
-    row_norms = g.norm(dim=-1, keepdim=True)
-    target = row_norms.norm(dim=-2, keepdim=True) / float(g.size(-2)) ** 0.5
-    scale: Tensor = target / row_norms.clamp(min=TINY)
-    return g * scale
+def direction_(grads: Tensor, momentum_buffer: Tensor, momentum: Tensor | float, *, dtype: torch.dtype) -> Tensor:
+    """What is to be orthogonalised for gradients (N, m, n), in `dtype`, its spectral norms below 1; wide: (N, n, m) if m > n.
+
+    Nesterov momentum, whose buffer is updated in place, with the rows of each matrix scaled to one norm.
+    """
+    momentum_buffer.lerp_(grads, 1 - momentum)
+    g = torch.lerp(grads, momentum_buffer, momentum)
+    row_norms = g.square().sum(dim=-1, keepdim=True).sqrt()
+    target = row_norms.square().mean(dim=-2, keepdim=True).sqrt()
+    g = g * (target / row_norms.clamp(min=TINY))
+    norm = g.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    x = (g / (1.01 * norm + 1e-6)).to(dtype)
+    return x.mT.contiguous() if x.size(-2) > x.size(-1) else x
 
 
-def orthogonalise(g: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
-    """The nearest orthogonal matrices to (N, m, n), rescaled to the Frobenius norm sqrt(min(m, n))."""
-    x: Tensor = g / (1.01 * g.norm(dim=(-2, -1), keepdim=True) + 1e-6)
-    x = x.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+def orthogonalise(x: Tensor, *, steps: int) -> Tensor:
+    """Near the nearest orthogonal matrices to (N, m, n), m <= n, up to a factor for each matrix."""
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:steps]:
-        gram = x @ x.mT  # on the short side
+        gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    x = (x.mT if tall else x).to(g.dtype)
-    norm: Tensor = x.norm(dim=(-2, -1), keepdim=True)
-    scale: Tensor = float(min(g.shape[-2:])) ** 0.5 / norm.clamp(min=TINY)
-    return x * scale
+    return x
 
 
-def reduce_variance(x: Tensor, second_moment: Tensor, *, beta2: float) -> Tensor:
-    """NorMuon: divides by the root of a running mean square per row or column and keeps each matrix's norm.
-
-    x (N, m, n); second_moment (N, m, 1) where m >= n, else (N, 1, n), updated in place.
-    """
-    mean_square = x.square().mean(dim=-1 if second_moment.size(-1) == 1 else -2, keepdim=True)
-    second_moment.lerp_(mean_square, 1 - beta2)
-    scaled = x * second_moment.clamp(min=TINY).rsqrt()
-    before: Tensor = x.norm(dim=(-2, -1), keepdim=True)
-    after: Tensor = scaled.norm(dim=(-2, -1), keepdim=True)
-    return scaled * (before / after.clamp(min=TINY))
-
-
-def muon_update(
-    grads: Tensor,
-    momentum_buffer: Tensor,
+def update_(
+    weights: Tensor,
+    x: Tensor,
     second_moment: Tensor,
     *,
-    momentum: float,
-    beta2: float,
-    steps: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The update direction (N, m, n) for gradients (N, m, n); both buffers are updated in place."""
-    momentum_buffer.lerp_(grads, 1 - momentum)
-    nesterov = torch.lerp(grads, momentum_buffer, momentum)
-    orthogonal = orthogonalise(equilibrate_rows(nesterov), steps=steps, dtype=dtype)
-    return reduce_variance(orthogonal, second_moment, beta2=beta2)
+    lr: Tensor | float,
+    weight_decay: Tensor | float,
+    beta2: Tensor | float,
+) -> None:
+    """Steps weights (N, m, n) in place along x (N, m, n), or (N, n, m) if m > n, brought to the norm sqrt(min(m, n)).
+
+    NorMuon: x is divided by the root of a running mean square per row (second_moment (N, m, 1) where m >= n) or column
+    (N, 1, n), which is updated in place, and keeps each matrix's norm. Decays only where the update already shrinks the
+    weight (cautious weight decay).
+    """
+    m, n = weights.shape[-2:]
+    x = (x.mT if m > n else x).float()
+    norm = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    x = x * (float(min(m, n)) ** 0.5 / norm.clamp(min=TINY))
+    second_moment.lerp_(x.square().mean(dim=-1 if m >= n else -2, keepdim=True), 1 - beta2)
+    scaled = x * second_moment.clamp(min=TINY).rsqrt()
+    before = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    after = scaled.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    update = scaled * (before / after.clamp(min=TINY))
+    wide = weights.float()
+    weights.copy_(wide - lr * (update + weight_decay * wide * (update * wide >= 0)))
 
 
 def second_moment_shape(m: int, n: int) -> tuple[int, int]:
@@ -84,9 +81,3 @@ def second_moment_shape(m: int, n: int) -> tuple[int, int]:
 def shape_factor(m: int, n: int) -> float:
     """Learning rates of tall matrices grow with sqrt(m / n)."""
     return float(max(1.0, m / n) ** 0.5)
-
-
-def apply_update(weights: Tensor, update: Tensor, *, lr: float, weight_decay: float) -> Tensor:
-    """weights - lr * update, decayed only where the update already shrinks the weight (cautious weight decay)."""
-    decay = weight_decay * weights * (update * weights >= 0)
-    return weights - lr * (update + decay)

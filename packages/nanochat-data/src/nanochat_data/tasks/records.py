@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_data.files import open_binary, read_json_lines
+from nanochat_data.files import open_binary, read_json_lines, refuse_partial
 
 Record = Mapping[str, Any]
 
@@ -160,6 +160,7 @@ def _found(folders: Sequence[Path], split: str, also: Sequence[str]) -> list[Pat
         if folder.is_dir():
             paths = sorted(path for path in folder.iterdir() if name.fullmatch(path.name) or path.name in also)
             if paths:
+                refuse_partial(paths)
                 return paths
     looked = " or ".join(str(folder) for folder in dict.fromkeys(folders))
     raise ValueError(f"no {split}.jsonl, {split}.jsonl.gz or {split}.parquet in {looked}")
