@@ -85,6 +85,7 @@ class EngineBackend:
             num_running=self._async_engine.num_running,
             num_waiting=self._async_engine.num_waiting,
             max_running=self._engine.max_rows,
+            num_steps=self._async_engine.num_steps,
         )
         return BackendStatus(workers=(worker,))
 

@@ -36,9 +36,8 @@ async def leave_at_some_point(client: TestClient, chance: random.Random) -> None
     reader, writer = await asyncio.open_connection(client.host, client.port)
     body = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "stream": chance.random() < 0.5}
     data = json.dumps(body | {"n": chance.choice([1, 1, 3])}).encode()
-    head = (
-        f"POST {chance.choice(CHATS)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
+    head = f"POST {chance.choice(CHATS)} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Connection: close\r\nContent-Length: {len(data)}\r\n\r\n"
     whole = head.encode() + data
     if chance.random() < 0.7:
         writer.write(whole)

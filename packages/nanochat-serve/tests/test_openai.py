@@ -123,7 +123,7 @@ def test_a_stream_that_breaks_says_so_without_done():
 
 def test_models_and_the_key():
     async def session():
-        app = create_app(ScriptedBackend(), ServerSettings(api_key="sesame", model_name="d4"))
+        app = create_app(ScriptedBackend(), ServerSettings(api_keys=("sesame",), model_name="d4"))
         async with TestClient(TestServer(app)) as client:
             refused = await client.get("/v1/models")
             listed = await client.get("/v1/models", headers={"Authorization": "Bearer sesame"})

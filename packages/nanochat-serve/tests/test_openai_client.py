@@ -38,7 +38,7 @@ def test_a_chat_with_all_that_it_takes():
             extra_body={"top_k": 3},
         )
 
-    answer = talk(backend, use, model_name="d4", api_key="sesame")
+    answer = talk(backend, use, model_name="d4", api_keys=("sesame",))
     assert [choice.message.content for choice in answer.choices] == ["one two", "one two"]
     assert [(choice.index, choice.finish_reason) for choice in answer.choices] == [(0, "stop"), (1, "stop")]
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 4, 6)
@@ -116,7 +116,7 @@ def test_errors_are_its_own():
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
 
-    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_key="sesame")
+    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_keys=("sesame",), wrong_key_pause_s=0)
 
 
 def test_a_stream_that_breaks_raises():

@@ -1,9 +1,10 @@
 """aiohttp chat server and chat page for any backend that streams text."""
 
-from nanochat_serve.app import create_app
+from nanochat_serve.app import create_app, replace_api_keys
 from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.frames import WorkerError
 from nanochat_serve.in_process import ThreadedBackend
+from nanochat_serve.logs import log_to_stderr
 from nanochat_serve.protocols import (
     BackendStatus,
     ChatBackend,
@@ -36,6 +37,8 @@ __all__ = [
     "WorkerPool",
     "WorkerStatus",
     "create_app",
+    "log_to_stderr",
     "parse_request",
+    "replace_api_keys",
     "running",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -12,11 +11,10 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Place, admit
+from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Place
 from nanochat_serve.errors import ClientLeftError, RefusedError
+from nanochat_serve.logs import LOG, where
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, ContextLengthError, Finished, TextDelta
-
-LOG = logging.getLogger("nanochat_serve")
 
 LEFT_EVERY_S = 0.25
 """How often an answer looks whether its client is still there, where the server does not cancel it by itself."""
@@ -35,7 +33,9 @@ def spread(chat: ChatRequest) -> list[ChatRequest]:
 
 
 @asynccontextmanager
-async def answering(request: web.Request, samples: Sequence[ChatRequest]) -> AsyncIterator[AsyncIterator[Numbered]]:
+async def answering(
+    request: web.Request, place: Place, samples: Sequence[ChatRequest]
+) -> AsyncIterator[AsyncIterator[Numbered]]:
     """The events of the samples, in the order in which they come, while the request holds its place.
 
     Raises `RefusedError` for all that goes wrong, from a server without room to a model that fails. The handler is
@@ -43,7 +43,7 @@ async def answering(request: web.Request, samples: Sequence[ChatRequest]) -> Asy
     was started with `handler_cancellation`.
     """
     counters, start, outcome = request.app[METRICS], time.perf_counter(), "cancelled"
-    place = admit(request, len(samples))
+    request.app[GATE].widen(place, len(samples))
     watch = asyncio.create_task(_cancel_when_client_leaves(request, asyncio.current_task()))
     try:
         async with place.deadline, aclosing(_counted(request.app, samples, place, start)) as events:
@@ -58,7 +58,6 @@ async def answering(request: web.Request, samples: Sequence[ChatRequest]) -> Asy
         raise refused from None
     finally:
         watch.cancel()
-        request.app[GATE].leave(place)
         counters.requests.labels(outcome).inc()
         counters.request_s.observe(time.perf_counter() - start)
 
@@ -71,7 +70,7 @@ def _refusal(error: Exception, place: Place) -> RefusedError:
         return place.expired
     if isinstance(error, ContextLengthError):
         return RefusedError(400, "context_length_exceeded", str(error), param="messages")
-    LOG.error("an answer failed", exc_info=error)
+    LOG.error("an answer failed: %s", where(error))
     return RefusedError(500, "backend_error", "the model failed to answer")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, check_key, json_body
+from nanochat_serve.admission import SETTINGS, Place, admitted, json_body
 from nanochat_serve.answers import answering, spread
 from nanochat_serve.errors import InvalidRequestError, RefusedError
 from nanochat_serve.protocols import ChatEvent, ChatRequest, Finished, TextDelta
@@ -40,13 +40,11 @@ REFUSED: dict[str, tuple[object, ...]] = {
 
 async def models(request: web.Request) -> web.Response:
     """The one model there is."""
-    check_key(request)
     return web.json_response({"object": "list", "data": [_card(request.app[SETTINGS])]})
 
 
 async def model(request: web.Request) -> web.Response:
     """The card of the model, under its name."""
-    check_key(request)
     settings, name = request.app[SETTINGS], request.match_info["name"]
     if name != settings.model_name:
         message = f"there is no model {name!r}; this server has {settings.model_name!r}"
@@ -60,17 +58,20 @@ def _card(settings: ServerSettings) -> dict[str, Any]:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`. Tool calls happen on the server and are not shown; their answers are."""
-    check_key(request)
-    body, settings = _supported(await json_body(request)), request.app[SETTINGS]
-    return await _answer(request, body, spread(parse_chat(body, settings)), _Format.of("chat", body, settings))
+    settings = request.app[SETTINGS]
+    with admitted(request) as place:
+        body = _supported(await json_body(request))
+        samples = spread(parse_chat(body, settings))
+        return await _answer(request, place, body, samples, _Format.of("chat", body, settings))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: goes on from a text, or from each of several, as a base model does."""
-    check_key(request)
-    body, settings = _supported(await json_body(request)), request.app[SETTINGS]
-    samples = [sample for chat in parse_prompts(body, settings) for sample in spread(chat)]
-    return await _answer(request, body, samples, _Format.of("text", body, settings))
+    settings = request.app[SETTINGS]
+    with admitted(request) as place:
+        body = _supported(await json_body(request))
+        samples = [sample for chat in parse_prompts(body, settings) for sample in spread(chat)]
+        return await _answer(request, place, body, samples, _Format.of("text", body, settings))
 
 
 def parse_chat(body: Mapping[str, Any], settings: ServerSettings) -> ChatRequest:
@@ -131,13 +132,13 @@ def _plain_message(message: object, index: int) -> object:
 
 
 async def _answer(
-    request: web.Request, body: Mapping[str, Any], samples: Sequence[ChatRequest], form: _Format
+    request: web.Request, place: Place, body: Mapping[str, Any], samples: Sequence[ChatRequest], form: _Format
 ) -> web.StreamResponse:
     if body.get("stream"):
-        return await stream_answer(request, samples, _Chunks(form, len(samples)))
+        return await stream_answer(request, place, samples, _Chunks(form, len(samples)))
     texts = [""] * len(samples)
     ends: dict[int, Finished] = {}
-    async with answering(request, samples) as events:
+    async with answering(request, place, samples) as events:
         async for index, event in events:
             if isinstance(event, TextDelta):
                 texts[index] += event.text

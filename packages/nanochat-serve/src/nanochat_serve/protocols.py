@@ -72,6 +72,8 @@ class WorkerStatus:
     max_running: int = 1
     """Answers that it can write at a time."""
     num_restarts: int = 0
+    num_steps: int | None = None
+    """Grows while the worker gets anywhere; one that stands still with answers running is taken for hung. None: not counted."""
 
     @property
     def has_room(self) -> bool:

@@ -23,7 +23,7 @@ ORDER = "Begins with one system message or none; then user and assistant alterna
 
 
 def openapi(settings: ServerSettings) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """The handler, with the document made beforehand. It needs no key, as the page needs none."""
+    """The handler, with the document made beforehand."""
     document = json.dumps(openapi_schema(settings))
 
     async def serve(_request: web.Request) -> web.Response:
@@ -34,7 +34,7 @@ def openapi(settings: ServerSettings) -> Callable[[web.Request], Awaitable[web.R
 
 def openapi_schema(settings: ServerSettings) -> Schema:
     """The OpenAPI document of a server with these settings. Bodies are schemas without references."""
-    locked: Schema = {"security": [{"key": []}]} if settings.api_key is not None else {}
+    locked: Schema = {"security": [{"key": []}]} if settings.api_keys else {}
     paths = {
         "/chat/completions": {"post": locked | _stream(settings)},
         "/v1/chat/completions": {"post": locked | _openai_chat(settings)},
@@ -43,9 +43,9 @@ def openapi_schema(settings: ServerSettings) -> Schema:
         "/v1/models/{name}": {"get": locked | _get("The model under its name", _model(), refused=(404,), named=True)},
         "/health": {"get": _get("Always 200 while the process lives", _health())},
         "/ready": {"get": _get("Whether answers can be asked for", _object(ready=BOOLEAN), also=503)},
-        "/stats": {"get": _get("Workers, queue, tokens since the start, defaults", _stats())},
-        "/metrics": {"get": _get("Counters and histograms in Prometheus' format", STRING, kind="text/plain")},
-        "/openapi.json": {"get": _get("This document", {"type": "object"})},
+        "/stats": {"get": locked | _get("Workers, queue, tokens since the start, defaults", _stats())},
+        "/metrics": {"get": locked | _get("Counters and histograms in Prometheus' format", STRING, kind="text/plain")},
+        "/openapi.json": {"get": locked | _get("This document", {"type": "object"})},
     }
     document: Schema = {
         "openapi": "3.1.0",

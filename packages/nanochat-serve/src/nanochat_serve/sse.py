@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS
+from nanochat_serve.admission import SETTINGS, Place
 from nanochat_serve.answers import answering
 from nanochat_serve.errors import ClientLeftError, RefusedError
 from nanochat_serve.protocols import ChatEvent, ChatRequest
@@ -33,11 +33,13 @@ HEADERS = {
 }
 
 
-async def stream_answer(request: web.Request, samples: Sequence[ChatRequest], lines: Lines) -> web.StreamResponse:
+async def stream_answer(
+    request: web.Request, place: Place, samples: Sequence[ChatRequest], lines: Lines
+) -> web.StreamResponse:
     """Streams an answer; what goes wrong before its first line is raised as `RefusedError`, later it is the last line."""
     stream = EventStream(request)
     try:
-        async with answering(request, samples) as events, stream.heartbeats():
+        async with answering(request, place, samples) as events, stream.heartbeats():
             async for index, event in events:
                 for line in lines(index, event):
                     await stream.send(line)
