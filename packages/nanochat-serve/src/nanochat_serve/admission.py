@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -31,6 +32,9 @@ class Place:
     deadline: asyncio.Timeout
     expired: RefusedError
     """What to say once the deadline has passed."""
+    start: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    """When the first event came."""
 
     def move_deadline(self, when: float, expired: RefusedError) -> None:
         """Ends the answer at another time of the event loop's clock, and with other words."""

@@ -7,16 +7,16 @@ from importlib.resources import files
 
 from aiohttp import web
 
-from nanochat_serve import openai, schema, status
+from nanochat_serve import openai, openapi, responses, status
 from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, admitted, json_body
-from nanochat_serve.guard import KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded
+from nanochat_serve.fields import SEED_CHAT, parse
+from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
 from nanochat_serve.logs import HTTP_LOG, LOG, without_traceback
 from nanochat_serve.metrics import ServerMetrics
-from nanochat_serve.protocols import ChatBackend, ChatEvent, TextDelta, ToolCall
+from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, Prompt, TextDelta, ToolCall
 from nanochat_serve.serving import HEADS, HeadTimer
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
-from nanochat_serve.validation import parse_request
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -54,15 +54,19 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "/chat/completions": chat_completions,
         "/v1/chat/completions": openai.chat_completions,
         "/v1/completions": openai.completions,
+        "/v1/responses": responses.responses,
+        "/tokenize": openai.tokenize,
+        "/detokenize": openai.detokenize,
     }
     gets: dict[str, Handler] = {
         "/v1/models": openai.models,
         "/v1/models/{name}": openai.model,
+        "/tokenizer_info": openai.tokenizer_info,
         "/health": status.health,
         "/ready": status.ready,
         "/stats": status.stats,
         "/metrics": status.metrics,
-        "/openapi.json": schema.openapi(settings),
+        "/openapi.json": openapi.handler(settings),
         **{path: _page_file(name, content_type) for path, (name, content_type) in PAGE_FILES.items()},
     }
     app.router.add_routes([web.post(settings.root_path + path, handler) for path, handler in posts.items()])
@@ -78,16 +82,20 @@ def replace_api_keys(app: web.Application, keys: Sequence[str]) -> None:
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Streams one answer as `data:` lines; errors before the first one are JSON with a status."""
     with admitted(request) as place:
-        chat = parse_request(await json_body(request), request.app[SETTINGS])
+        parsed = parse(await json_body(request), SEED_CHAT, request.app[SETTINGS])
+        request[CLAMPED] = parsed.clamped_header()
+        chat = ChatRequest(messages=parsed["messages"], params=parsed.params(), salt=salt_of(request))
         return await stream_answer(request, place, [chat], wire_lines)
 
 
-def wire_lines(_index: int, event: ChatEvent) -> list[Line]:
+def wire_lines(_prompt: int, event: ChatEvent) -> list[Line]:
     """An event as it stands on its `data:` line."""
+    if isinstance(event, Prompt):
+        return []
     if isinstance(event, TextDelta):
         return [{"token": event.text, "gpu": event.worker}]
     if isinstance(event, ToolCall):
-        return [{"tool": {"expression": event.expression, "output": event.output}, "gpu": event.worker}]
+        return [{"tool": {"expression": event.expression, "output": event.output or ""}, "gpu": event.worker}]
     return [{"done": True}]
 
 

@@ -35,6 +35,8 @@ PREFLIGHT_HEADERS = {
 }
 PROBES = ("/health", "/ready")
 REQUEST_ID = web.RequestKey("request_id", str)
+CLAMPED = web.RequestKey("clamped", str)
+"""What of a request was clamped, for a header of the answer."""
 
 
 class Keys:
@@ -183,6 +185,8 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers.update(SECURITY_HEADERS)
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+    if request.get(CLAMPED):
+        response.headers["Nanochat-Clamped"] = request[CLAMPED]
     if request.app[SETTINGS].cors_origins:
         response.headers["Vary"] = "Origin"
         if _is_allowed_origin(request):

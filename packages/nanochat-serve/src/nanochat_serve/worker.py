@@ -19,8 +19,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any, BinaryIO, cast
 
+from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.frames import encode, event_to_json, request_from_json
 from nanochat_serve.logs import LOG, log_to_stderr, where
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, ContextLengthError
@@ -69,7 +71,7 @@ class Worker:
             async with aclosing(cast(Any, self._backend.stream(request))) as events:
                 async for event in events:
                     self._send(request_id, event)
-        except ContextLengthError as error:
+        except (ContextLengthError, InvalidRequestError) as error:
             self._send(request_id, error)
         except Exception as error:
             LOG.error("an answer failed: %s", where(error))
@@ -132,7 +134,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
 
 async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
     [status] = backend.status().workers
-    _say(out, {"ready": {"max_running": status.max_running}})
+    _say(out, {"ready": {"max_running": status.max_running, "model": status.model and asdict(status.model)}})
     worker = Worker(backend, out)
     beat = asyncio.create_task(worker.beat())
     while (frame := await frames.get()) is not None:

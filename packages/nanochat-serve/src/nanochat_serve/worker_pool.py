@@ -15,7 +15,7 @@ from typing import Any
 
 from nanochat_serve.frames import MAX_FRAME_BYTES, WorkerError, encode, event_from_json, request_to_json
 from nanochat_serve.logs import LOG, where
-from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, Finished, WorkerStatus
+from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, Finished, ModelInfo, WorkerStatus
 
 SILENT_S = 5.0
 """A worker that says nothing for so long is killed and started again."""
@@ -73,16 +73,16 @@ class WorkerPool:
         """The answer as its worker writes it. Raises `WorkerError` if there is none, or if it dies."""
         worker = self._choose(request)
         request_id = worker.submit(request)
-        finished = False
+        num_open = request.params.n
         try:
-            while not finished:
+            while num_open:
                 item = await worker.next_event(request_id)
                 if isinstance(item, Exception):
                     raise item
-                finished = isinstance(item, Finished)
+                num_open -= isinstance(item, Finished)
                 yield item
         finally:
-            worker.leave(request_id, cancel=not finished)
+            worker.leave(request_id, cancel=num_open > 0)
 
     def status(self) -> BackendStatus:
         return BackendStatus(workers=tuple(worker.status() for worker in self._workers))
@@ -111,7 +111,7 @@ class WorkerPool:
 
 def _turns(request: ChatRequest) -> list[bytes]:
     """A digest of the conversation up to each of the user's messages: the last names it, the others its earlier turns."""
-    digests, running = [], hashlib.blake2b(digest_size=16)
+    digests, running = [], hashlib.blake2b(repr(request.salt).encode(), digest_size=16)
     for message in request.messages:
         running.update(json.dumps([message["role"], message["content"]]).encode())
         if message["role"] == "user":
@@ -135,6 +135,7 @@ class _Worker:
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
         self._num_starts = 0
+        self._model: ModelInfo | None = None
         self._progress = _Progress()
         self._quiet_s = 0.0
         self._failure: str | None = None
@@ -183,6 +184,7 @@ class _Worker:
             num_waiting=self.num_answers - running,
             max_running=self._max_running,
             num_restarts=max(0, self._num_starts - 1),
+            model=self._model,
         )
 
     async def aclose(self) -> None:
@@ -276,7 +278,8 @@ class _Worker:
         if "failed" in frame:
             self._give_up(process, str(frame["failed"]), kill=False)
         if "ready" in frame:
-            self._max_running = frame["ready"]["max_running"]
+            self._max_running, model = frame["ready"]["max_running"], frame["ready"]["model"]
+            self._model = None if model is None else ModelInfo(**model)
             self.ready = self._had_been_ready = True
             if self._was_ready is not None and not self._was_ready.done():
                 self._was_ready.set_result(None)
