@@ -38,14 +38,14 @@ def test_a_chat_with_all_that_it_takes():
             extra_body={"top_k": 3},
         )
 
-    answer = talk(backend, use, model_name="d4", api_key="sesame")
+    answer = talk(backend, use, model_name="d4", api_keys=("sesame",))
     assert [choice.message.content for choice in answer.choices] == ["one two", "one two"]
     assert [(choice.index, choice.finish_reason) for choice in answer.choices] == [(0, "stop"), (1, "stop")]
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 4, 6)
-    first, second = backend.requests
-    assert (first.temperature, first.top_k, first.max_tokens, first.stop) == (0.5, 3, 7, ("!", "?"))
-    assert (first.seed, first.n, second.n) == (11, 1, 1)
-    assert second.seed != 11
+    [request] = backend.requests
+    params = request.params
+    assert (params.temperature, params.top_k, params.max_tokens, params.stop) == (0.5, 3, 7, ("!", "?"))
+    assert (params.seed, params.n) == (11, 2)
 
 
 def test_a_streamed_chat_of_two_samples():
@@ -108,15 +108,15 @@ def test_errors_are_its_own():
     async def use(client: openai.AsyncOpenAI) -> None:
         create = client.chat.completions.create
         with pytest.raises(openai.BadRequestError) as refused:
-            await create(model="any", messages=ASKED, logprobs=True)
-        assert refused.value.param == "logprobs"
+            await create(model="any", messages=ASKED, audio={"voice": "x", "format": "wav"})
+        assert refused.value.param == "audio"
         with pytest.raises(openai.BadRequestError) as full:
             await create(model="any", messages=ASKED)
         assert full.value.code == "context_length_exceeded"
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
 
-    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_key="sesame")
+    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_keys=("sesame",), wrong_key_pause_s=0)
 
 
 def test_a_stream_that_breaks_raises():

@@ -278,7 +278,7 @@ def test_every_control_has_a_name_and_the_answer_is_announced_once_whole(page, s
 
 
 def test_a_missing_key_opens_the_settings(browser):
-    running = Server(ScriptedBackend(), ServerSettings(api_key="sesame"))
+    running = Server(ScriptedBackend(), ServerSettings(api_keys=("sesame",)))
     page = open_page(browser, running.url)
     say(page, "hello")
     page.wait_for_selector("#settings")

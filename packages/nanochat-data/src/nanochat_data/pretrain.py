@@ -101,7 +101,7 @@ class PretrainLoader(PackedLoader):
         packing = pack_best_fit(stretch.sizes[documents] + 1, self.sequence_len + 1, leftover=leftover)
         self.num_cropped_tokens += packing.num_dropped
         order = np.random.default_rng([self.seed, *start.values(), index]).permutation(len(packing.rows)).tolist()
-        tokens = [stretch.tokens[shard] for shard in stretch.shards[documents].tolist()]
+        shards = stretch.shards[documents].tolist()
         begins = stretch.begins[documents].tolist()
 
         def write(row: int, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
@@ -111,7 +111,7 @@ class PretrainLoader(PackedLoader):
                 begin = begins[document] + packing.starts[segment]
                 ids[end] = self._pad_id
                 first, end = end + 1, end + packing.lengths[segment]
-                ids[first:end] = tokens[document][begin : begin + end - first]
+                ids[first:end] = stretch.tokens[shards[document]][begin : begin + end - first]
             targets[:end] = ids[:end]
             return end
 

@@ -18,6 +18,9 @@
 #include <type_traits>
 #include <vector>
 
+// A call left in a loop would keep the loop from becoming vectors.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 namespace blas = at::native::cpublas;
@@ -30,10 +33,10 @@ constexpr int64_t GRAIN = 32;  // what AMX likes lengths to be multiples of; the
 // Rows of a right-hand factor that adjoin element by element in its packed form: (rows / PAIR, columns, PAIR).
 template <typename T> constexpr int64_t PAIR = 4 / sizeof(T);
 
-inline int64_t padded(int64_t n) { return (n + GRAIN - 1) / GRAIN * GRAIN; }
+ALWAYS_INLINE int64_t padded(int64_t n) { return (n + GRAIN - 1) / GRAIN * GRAIN; }
 
-inline float widen(float x) { return x; }
-inline float widen(at::BFloat16 x) {
+ALWAYS_INLINE float widen(float x) { return x; }
+ALWAYS_INLINE float widen(at::BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.x) << 16;
   float wide;
   std::memcpy(&wide, &bits, sizeof wide);
@@ -41,8 +44,8 @@ inline float widen(at::BFloat16 x) {
 }
 
 // Stores a finite number, to the nearest, ties to even, and returns what was stored.
-inline float store(float* to, float x) { return *to = x; }
-inline float store(at::BFloat16* to, float x) {
+ALWAYS_INLINE float store(float* to, float x) { return *to = x; }
+ALWAYS_INLINE float store(at::BFloat16* to, float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   bits = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
@@ -53,7 +56,7 @@ inline float store(at::BFloat16* to, float x) {
 }
 
 // 2^x to some 2e-7 for |x| <= 126 (beyond: as there), as arithmetic that a compiler turns into vectors.
-inline float power_of_2(float x) {
+ALWAYS_INLINE float power_of_2(float x) {
   x = std::clamp(x, -126.0f, 126.0f);
   const float n = std::nearbyint(x), f = (x - n) * 0.69314718f;
   const float power = 1 + f * (1 + f * (0.5f + f * (0.16666667f + f * (0.041666667f + f * (0.0083333333f + f * 0.0013888889f)))));
@@ -66,7 +69,7 @@ inline float power_of_2(float x) {
 }
 
 // 1 where from <= i < to, else 0.
-inline float seen(int32_t i, int32_t from, int32_t to) { return static_cast<float>((i >= from) & (i < to)); }
+ALWAYS_INLINE float seen(int32_t i, int32_t from, int32_t to) { return static_cast<float>((i >= from) & (i < to)); }
 
 // C (M, N) = A (M, K) B (K, N), or added to it. B is packed.
 template <typename T>
@@ -86,7 +89,7 @@ template <typename T> Head<T> head(const at::Tensor& x, int64_t b, int64_t h) {
 }
 
 // Rows 2r and 2r + 1 of 16-bit numbers as row r of pairs.
-inline void interleave(const at::BFloat16* even, const at::BFloat16* odd, int64_t count, at::BFloat16* out) {
+ALWAYS_INLINE void interleave(const at::BFloat16* even, const at::BFloat16* odd, int64_t count, at::BFloat16* out) {
   const uint16_t *low = reinterpret_cast<const uint16_t*>(even), *high = reinterpret_cast<const uint16_t*>(odd);
   uint32_t* words = reinterpret_cast<uint32_t*>(out);
 #pragma omp simd
