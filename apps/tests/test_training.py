@@ -237,7 +237,9 @@ def test_text_is_tokenized_once_for_training_and_validation_and_repetition_is_an
     (trained_on / "train.jsonl").write_text("".join(lines[:40]))
     base_train.train(settings(trained_on, model_tag="short", num_iterations=60))
     said = capsys.readouterr().err
-    assert re.search(r"train text: 1 file, 40 documents, [\d,]+ tokens in texts\nval text: 1 file, 20 documents, ", said)
+    assert re.search(
+        r"train text: 1 file, 40 documents, [\d,]+ tokens in texts\nval text: 1 file, 20 documents, ", said
+    )
     repeated = re.findall(r"base step (\d+): all data read 1 x; what comes now is repeated", said)
     metrics = read_metrics(paths.checkpoints_root("base") / "short" / "metrics.jsonl")
     epochs = {line["step"]: line["epoch"] for line in metrics if "epoch" in line}
