@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from nanochat_apps import chat_rl, chat_sft, device, paths
-from nanochat_data.tinyworld import TinyWorldTask
+from nanochat_data.tasks import TinyWorldTask
 from nanochat_train import read_metrics
 
 TAG = "quickstart"

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from nanochat_apps import device as devices
 from nanochat_apps.training_run import CompiledLoss
-from nanochat_data import Prefetcher, PretrainLoader, open_text_source
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
 from nanochat_tokenizer import train_tokenizer
 from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
@@ -165,14 +165,15 @@ def speed(windows: str = "L", compiled: str = "") -> None:
 
 
 def data() -> None:
-    """Steps with text packed and tokenised beside them, and with a batch that is always there, in turns."""
+    """Steps with text packed beside them, and with a batch that is always there, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         world = TinyWorld(0)
         lines = (json.dumps({"text": world.document(i, split="train")}) + "\n" for i in range(20_000))
         (Path(folder) / "train.jsonl").write_text("".join(lines))
         source = open_text_source(folder, split="train")
         tokenizer = train_tokenizer(source.documents(), vocab_size=1024)
-        loader = PretrainLoader(source, tokenizer, batch_size=16, sequence_len=512)
+        shards = TokenShards(source, tokenizer, Path(folder) / "token_shards").build()
+        loader = PretrainLoader(shards, batch_size=16, sequence_len=512)
         loop, _ = make_loop(vocab_size=1024)
         synthetic = loop.loader
         durations: dict[str, list[float]] = {"real": [], "synthetic": []}

@@ -24,7 +24,7 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 from nanochat_apps import chat_sft, cli, device
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 
 RANKS = 2
 SIZES = "--depth 2 --aspect-ratio 16 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --device-batch-size 2"

@@ -16,7 +16,7 @@ import tiktoken
 import torch
 from nanochat_apps import cli
 from nanochat_apps.bundle import write_bundle
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, save_model
 from nanochat_tokenizer import convert
 from nanochat_tokenizer.testing import byte_tokenizer

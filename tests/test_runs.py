@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from nanochat_apps import base_train, cli, tok_train
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_train import list_steps
 from torch.distributed.run import get_args_parser
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nanochat_apps import base_eval
 from nanochat_apps.testing import save_tiny_checkpoint
-from nanochat_data import open_text_source, validation_batches
+from nanochat_data import TokenShards, open_text_source, validation_batches
 from nanochat_model import load_model
 from nanochat_tokenizer.testing import byte_tokenizer
 
@@ -47,8 +47,8 @@ def test_bits_per_byte_equal_a_float64_loop_over_every_byte_of_the_text(texts, t
     model = load_model(tmp_path / "base/base_checkpoints/d2/step_000001")
     for split in ("train", "val"):
         nats, num_bytes = 0.0, 0
-        source = open_text_source(texts, split=split)
-        for batch in validation_batches(source, tokenizer, batch_size=1, sequence_len=32):
+        shards = TokenShards(open_text_source(texts, split=split), tokenizer, tmp_path / "shards").build()
+        for batch in validation_batches(shards, batch_size=1, sequence_len=32):
             logits = model(torch.from_numpy(batch.inputs).long())[0].double()
             for row, target in zip(logits.tolist(), batch.targets[0].tolist(), strict=True):
                 if 0 <= target < 256:  # beyond are the special tokens

@@ -189,10 +189,19 @@ def test_empty_and_malformed_files_are_one_line(settings, mirror, text, complain
     assert "\n" not in str(caught.value)
 
 
+def test_programs_are_not_run_without_walls_unless_by_request(settings, monkeypatch, capsys):
+    monkeypatch.setattr("nanochat_data.sandbox.landlock.abi", lambda: 0)
+    settings = replace(settings, task_name="humaneval")
+    with pytest.raises(RuntimeError, match=r"this machine lacks Landlock .* \(--unsafe-code\) runs them without"):
+        chat_eval.evaluate(settings)
+    assert chat_eval.evaluate(replace(settings, unsafe_code=True)) == 0
+    assert "humaneval" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ({"task_name": "chess"}, "--task-name chess: there is no such task; there are arc-challenge, arc-easy"),
+        ({"task_name": "chess"}, "--task-name chess: unknown task; choose from arc-challenge, arc-easy"),
         ({"task_name": " | "}, "--task-name is empty"),
         ({"source": "rl", "task_name": "gsm8k"}, "no complete rl checkpoint"),
         ({"model_tag": "d9", "task_name": "gsm8k"}, "no complete sft checkpoint with tag d9"),

@@ -8,7 +8,7 @@ import torch
 from nanochat_apps import chat_rl, paths
 from nanochat_apps.cli import UsageError
 from nanochat_apps.tasks import rewarding_task
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, load_model, save_model
 from nanochat_tokenizer import Tokenizer, train_tokenizer
 from nanochat_train import list_steps, load_meta, read_metrics, save_checkpoint
@@ -137,3 +137,22 @@ def test_a_task_that_cannot_be_trained_on_is_one_line(tmp_path, task, complaint)
     own.with_suffix(".py.jsonl").write_text(json.dumps(chat) + "\n")
     with pytest.raises(UsageError, match=complaint):
         rewarding_task(task.format(own=own), "train")
+
+
+def test_a_task_file_may_have_a_dataclass_and_postponed_annotations(tmp_path):
+    own = tmp_path / "own.py"
+    settings = "@dataclass(frozen=True, kw_only=True)\nclass Levels:\n    levels: list[int] | None = None\n\n"
+    imports = "from __future__ import annotations\n\nfrom dataclasses import dataclass\n"
+    own.write_text(imports + OWN_TASK.replace("class SayE", f"{settings}class SayE", 1))
+    assert len(rewarding_task(f"{own}:SayE", "train")) > 0
+
+
+def test_programs_are_not_run_without_walls_unless_by_request(tmp_path, monkeypatch):
+    problem = {"prompt": "def f():\n", "canonical_solution": "", "entry_point": "f", "test": "def check(f):\n    f()\n"}
+    (tmp_path / "humaneval").mkdir()
+    (tmp_path / "humaneval" / "test.jsonl").write_text(json.dumps(problem) + "\n")
+    monkeypatch.setenv("NANOCHAT_DATA_MIRROR", str(tmp_path))
+    monkeypatch.setattr("nanochat_data.sandbox.landlock.abi", lambda: 0)
+    with pytest.raises(RuntimeError, match="this machine lacks Landlock"):
+        rewarding_task("humaneval", "train")
+    assert len(rewarding_task("humaneval", "train", unsafe_code=True)) == 1

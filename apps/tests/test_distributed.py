@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from nanochat_apps import base_train, cli, paths, tok_train
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 
 FLAGS = [
     *("--depth", "2", "--aspect-ratio", "16", "--head-dim", "16", "--max-seq-len", "64", "--warmup-steps", "2"),

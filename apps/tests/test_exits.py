@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from nanochat_apps.testing import save_tiny_checkpoint
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data.synthetic import TinyWorld
 
 SITECUSTOMIZE = """
 import atexit, json, os, sys, threading

@@ -1,6 +1,7 @@
 """base-train, chat-sft and quickstart on toy sizes, as a person runs them: stopped, gone on with, and given bad input."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -8,12 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiktoken
 import torch
 from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train
 from nanochat_apps.cli import UsageError
 from nanochat_apps.quickstart import program, report
-from nanochat_data.tinyworld import TinyWorld
+from nanochat_data import ConversationLoader
+from nanochat_data.synthetic import TinyWorld
 from nanochat_model import load_model
+from nanochat_tokenizer import Tokenizer
+from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import JsonlSink, list_steps, load_meta, read_metrics
 
 
@@ -122,7 +127,21 @@ def test_fine_tuning_starts_from_the_base_model_and_is_evaluated(trained_on, tmp
     said = capsys.readouterr().out
     assert "val: " in said
     assert "The capital of France is|" in said
-    assert "bytes a token" in said
+    assert "bytes per token" in said
+
+
+def test_tok_eval_compares_with_the_encodings_that_are_named(tmp_path, monkeypatch, capsys):
+    byte_tokenizer().save(tmp_path)
+    alphabet = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("gpt2", pat_str=r".|\s", mergeable_ranks=alphabet, special_tokens={})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    settings = tok_eval.Settings(tokenizer=tmp_path)
+    assert tok_eval.evaluate(settings) == 0
+    assert "gpt2" not in capsys.readouterr().out, "nothing is fetched that nobody asked for"
+    assert tok_eval.evaluate(replace(settings, compare=("gpt2",))) == 0
+    assert "gpt2" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--compare gpt9: unknown encoding; choose from"):
+        tok_eval.evaluate(replace(settings, compare=("gpt9",)))
 
 
 def test_another_model_text_or_tokenizer_is_refused_by_name(trained_on):
@@ -210,9 +229,41 @@ def test_a_new_run_takes_the_weights_of_an_old_one(trained_on):
         base_train.train(settings(trained_on, model_tag="other", init_from=old, head_dim=32))
 
 
-def test_the_token_cache_changes_nothing_but_the_speed(trained_on):
-    base_train.train(settings(trained_on, model_tag="cache", cache_tokens=True))
-    assert_equal(weights("base", "cache"), weights("base", "tiny"))
+def test_text_is_tokenized_once_for_training_and_validation_and_repetition_is_announced(
+    trained_on, monkeypatch, capsys
+):
+    lines = (trained_on / "train.jsonl").read_text().splitlines(keepends=True)
+    (trained_on / "train.jsonl").write_text("".join(lines[:40]))
+    base_train.train(settings(trained_on, model_tag="short", num_iterations=60))
+    said = capsys.readouterr().err
+    assert re.search(r"train text: 1 file, 40 documents, [\d,]+ tokens\nval text: 1 file, 20 documents, ", said)
+    repeated = re.findall(r"base step (\d+): all data read 1 x; what comes now is repeated", said)
+    metrics = read_metrics(paths.checkpoints_root("base") / "short" / "metrics.jsonl")
+    epochs = {line["step"]: line["epoch"] for line in metrics if "epoch" in line}
+    assert [int(step) for step in repeated] == [min(step for step, epoch in epochs.items() if epoch == 1)]
+    assert all(0.5 < line["fill"] <= 1 for line in metrics if "fill" in line)
+    tokens = [line["tokens"] for line in metrics if "tokens" in line]
+    assert tokens[-1] == pytest.approx(sum(256 * line["fill"] for line in metrics if "fill" in line))
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *_, **__: pytest.fail("all is tokenized"))
+    base_train.train(settings(trained_on, model_tag="again", num_iterations=3))
+
+
+def test_what_is_held_out_of_a_mixture_is_not_trained_on(trained_on, tmp_path, monkeypatch):
+    """Over four repetitions, with the texts that are rendered for training and for validation."""
+    seen: dict[int | None, set[str]] = {}
+
+    class Recording(ConversationLoader):
+        def _rendered(self, index):
+            seen.setdefault(self.num_epochs, set()).add(json.dumps(self.task[index]))
+            return super()._rendered(index)
+
+    monkeypatch.setattr("nanochat_data.ConversationLoader", Recording)
+    mixture = f"{tmp_path / 'chats.jsonl'}:4"
+    options = {"num_iterations": 60, "device_type": "cpu", "dtype": "float32", "compile": "off"}
+    assert chat_sft.train(chat_sft.Settings(mixture=mixture, **options)) == 0
+    assert len(seen[None]) > 30
+    assert len(seen[1]) > 0
+    assert not seen[None] & seen[1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from nanochat_data import PretrainLoader, open_text_source
+from nanochat_data import PretrainLoader, TokenShards, open_text_source
 from nanochat_engine import Engine
 from nanochat_engine.testing import check_tokenizer
 from nanochat_model import GPT, GPTConfig
@@ -32,6 +32,8 @@ class Words:
         self._first_byte = len(words)
         self.bos_id = len(self._pieces)
         self.vocab_size = len(self._pieces) + 1
+        self.fingerprint = " ".join(words)
+        """Token shards belong to it: equal for equal vocabularies only."""
 
     @staticmethod
     def _split(text: str) -> list[str]:
@@ -59,9 +61,8 @@ def train(folder: Path, *, num_iterations: int = 80) -> tuple[Engine, list[float
     """A tiny model on the text files of a folder, and the loss of each step."""
     tokenizer = Words(TEXT)
     check_tokenizer(tokenizer)
-    loader = PretrainLoader(
-        open_text_source(folder, split="train"), tokenizer, batch_size=4, sequence_len=32, seed=1, num_epochs=None
-    )
+    shards = TokenShards(open_text_source(folder, split="train"), tokenizer, folder / "token_shards").build()
+    loader = PretrainLoader(shards, batch_size=4, sequence_len=32, seed=1, num_epochs=None)
     config = GPTConfig(
         sequence_len=32,
         vocab_size=tokenizer.vocab_size,

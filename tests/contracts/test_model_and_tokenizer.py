@@ -10,7 +10,7 @@ import nanochat_tokenizer.testing
 import numpy as np
 import pytest
 import torch
-from nanochat_data import ConversationLoader, PretrainLoader, open_text_source
+from nanochat_data import ConversationLoader, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.testing import check_resumes_exactly
 from nanochat_engine import Engine
 from nanochat_model import GPT, GPTConfig
@@ -86,9 +86,10 @@ def test_data_and_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for number, text in enumerate(sentences(60)):
         (tmp_path / f"doc{number:03d}.txt").write_text(text, encoding="utf-8")
 
+    shards = TokenShards(open_text_source(tmp_path, split="train"), tokenizer, tmp_path / "shards").build()
+
     def loader() -> PretrainLoader:
-        source = open_text_source(tmp_path, split="train")
-        return PretrainLoader(source, tokenizer, batch_size=2, sequence_len=32, seed=3, num_epochs=1)
+        return PretrainLoader(shards, batch_size=2, sequence_len=32, seed=3, num_epochs=1)
 
     check_resumes_exactly(loader, after=3, following=2)
     batch = next(iter(loader()))

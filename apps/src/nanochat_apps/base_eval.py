@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import base_measures, cli, device, distributed, paths
+from nanochat_apps import base_measures, cli, corpus, device, distributed, paths
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class Settings:
     device_batch_size: int = 16
     """Rows at a time."""
     split_tokens: int = 40 * 524_288
-    """Tokens to read of each split at most."""
+    """Tokens to measure of each split, a sample where it has more."""
     core: Path | None = None
     """Folder of the CORE bundle (core.yaml, eval_meta_data.csv, eval_data/); also scores the model on its tasks."""
     max_per_task: int | None = None
@@ -97,15 +97,17 @@ def silent(line: str) -> None:
 def measure_bpb(
     settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> None:
-    """Bits per byte of both splits, each read in a fixed order up to `--split-tokens`."""
+    """Bits per byte of both splits, over all of each or a sample of `--split-tokens`."""
     from nanochat_data import open_text_source
 
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
         source = open_text_source(data, split=split, split_on=settings.split_on)
-        result = base_measures.text_bpb(
-            model, tokenizer, source, rows=settings.device_batch_size, max_tokens=settings.split_tokens, world=world
-        )
+        tokens, where = settings.split_tokens, model.device
+        with corpus.measured(source, tokenizer, num_tokens=tokens, world=world, where=where) as shards:
+            result = base_measures.text_bpb(
+                model, tokenizer, shards, rows=settings.device_batch_size, max_tokens=tokens, world=world
+            )
         say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 

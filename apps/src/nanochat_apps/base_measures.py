@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nanochat_data import CoreTask, TextSource
+    from nanochat_data import CoreTask, TokenShards
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import BitsPerByte, CoreResult, EvaluationLog, TaskResult, World
@@ -21,9 +21,9 @@ PROMPTS = (
 
 
 def text_bpb(
-    model: GPT, tokenizer: Tokenizer, source: TextSource, *, rows: int, max_tokens: int, world: World | None = None
+    model: GPT, tokenizer: Tokenizer, shards: TokenShards, *, rows: int, max_tokens: int, world: World | None = None
 ) -> BitsPerByte:
-    """Bits per byte over the first `max_tokens` of a split, `rows` at a time: the same at any number of ranks."""
+    """Bits per byte over a sample of about `max_tokens` of a split, `rows` at a time: the same at any number of ranks."""
     import torch
     from nanochat_data import validation_batches
     from nanochat_train import World, bits_per_byte
@@ -31,8 +31,7 @@ def text_bpb(
     world = world or World()
     T = model.config.sequence_len
     batches = validation_batches(
-        source,
-        tokenizer,
+        shards,
         batch_size=rows,
         sequence_len=T,
         max_rows=max(1, max_tokens // T),

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of, from its settings: recipe and model, the rows of a batch, the plan, the token cache."""
+"""What a pretraining run is made of, from its settings: recipe and model, the rows of a batch, the plan."""
 
 from __future__ import annotations
 
@@ -10,36 +10,12 @@ from nanochat_apps import cli, device, paths
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_data import TextSource, TokenCache
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Recipe, World
+    from nanochat_train import Recipe
 
     from nanochat_apps.base_train import Settings
     from nanochat_apps.planner import Plan
-
-
-def cached(source: TextSource, tokenizer: Tokenizer, world: World) -> TokenCache:
-    """The corpus as tokens on disk; the first rank makes them where they are not there yet."""
-    from nanochat_data import build_token_cache
-
-    def report(done: int, total: int) -> None:
-        print(f"tokenised shard {done} of {total}", file=sys.stderr, flush=True)
-
-    def open_cache() -> TokenCache:
-        return build_token_cache(
-            source,
-            tokenizer,
-            paths.base_dir() / "token_cache",
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            on_shard=report,
-        )
-
-    if world.is_main:
-        open_cache()
-    world.barrier()
-    return open_cache()
 
 
 def build(settings: Settings, tokenizer: Tokenizer, where: torch.device, dtype: torch.dtype) -> tuple[Recipe, GPT]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import base_measures, base_setup, cli, device, distributed, fp8, paths
+from nanochat_apps import base_measures, base_setup, cli, corpus, device, distributed, fp8, paths
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_data import PretrainLoader, TextSource
+    from nanochat_data import TokenShards
     from nanochat_model import GPT
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import MuonAdamW, Recipe, World
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from nanochat_apps.training_run import Evaluation
 
 
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """A pretraining run. Flags and defaults follow karpathy/nanochat."""
 
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
-    """Folder or file of .parquet, .jsonl or .txt; val* files are validation, else the last shard.
+    """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); val* files are validation, else the last file.
     Default: what download-data fetched."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches."""
@@ -59,12 +62,10 @@ class Settings:
     final_lr_frac: float = 0.05
     packing: Literal["pack", "crop"] = "pack"
     """pack keeps all text; crop drops what does not fit, as the reference does."""
-    cache_tokens: bool = False
-    """Tokenise the corpus once, into token_cache/ under NANOCHAT_BASE_DIR, and read the tokens from there."""
     eval_every: int = 250
     """Steps between evaluations of validation bits per byte."""
     eval_tokens: int = 80 * 524_288
-    """Validation tokens to read at most."""
+    """Validation tokens to measure, a sample where there are more."""
     core: Path | None = None
     """Folder of the CORE bundle, for --core-metric-every."""
     core_metric_every: int = 2000
@@ -117,7 +118,7 @@ def pretrain(settings: Settings) -> bool:
 
 def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import Prefetcher, open_text_source
+    from nanochat_data import Prefetcher, PretrainLoader, open_text_source
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import LossScale, Pretraining, TrainingLoop
 
@@ -131,9 +132,11 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     )
 
     data = settings.data or paths.downloaded_text()
-    train_source = open_text_source(data, split="train", split_on=settings.split_on)
-    val_source = open_text_source(data, split="val", split_on=settings.split_on)
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
+    train_shards, val_shards = (
+        corpus.open_shards(open_text_source(data, split=split, split_on=settings.split_on), tokenizer, world, where)
+        for split in SPLITS
+    )
     dtype = device.choose_dtype(where, settings.dtype)
     recipe, model = base_setup.build(settings, tokenizer, where, dtype)
     if settings.fp8:
@@ -154,10 +157,25 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         "lr_scale": recipe.lr_scale,
         "total_batch_size": recipe.total_batch_size,
         "device_batch_size": rows,
-        "data_fingerprints": {"training text": train_source.fingerprint, "validation text": val_source.fingerprint},
-        "val_shards": [shard.name for shard in val_source.shards],
+        "data_fingerprints": {
+            "training text": train_shards.text_fingerprint,
+            "validation text": val_shards.text_fingerprint,
+        },
+        "val_files": [file.name for file in val_shards.source.files],
     }
-    with Prefetcher(make_loader(settings, train_source, tokenizer, rows, world)) as prefetched:
+    loader = PretrainLoader(
+        train_shards,
+        batch_size=rows,
+        sequence_len=settings.max_seq_len,
+        seed=settings.seed,
+        rank=world.rank,
+        world_size=world.size,
+        mode=settings.packing,
+    )
+    with (
+        corpus.building(loader, val_shards, num_tokens=settings.eval_tokens, world=world, where=where),
+        Prefetcher(loader) as prefetched,
+    ):
         loop = TrainingLoop(
             maybe_compiled(model, mode=settings.compile, num_steps=recipe.num_iterations),
             recipe_optimizer(recipe, model, world),
@@ -182,31 +200,13 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             meta=meta,
             total_steps=recipe.num_iterations,
             device=where,
-            evaluations=evaluations(settings, model, tokenizer, val_source, rows, world),
+            evaluations=evaluations(settings, model, tokenizer, val_shards, rows, world),
+            epoch=lambda: prefetched.epoch,
             save_every=settings.save_every,
             keep_last=settings.keep,
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
         )
         return run.run()
-
-
-def make_loader(
-    settings: Settings, source: TextSource, tokenizer: Tokenizer, rows: int, world: World
-) -> PretrainLoader:
-    """Batches of the training text, tokenised on the way or once for all."""
-    from nanochat_data import PretrainLoader
-
-    return PretrainLoader(
-        base_setup.cached(source, tokenizer, world) if settings.cache_tokens else source,
-        tokenizer,
-        batch_size=rows,
-        sequence_len=settings.max_seq_len,
-        seed=settings.seed,
-        rank=world.rank,
-        world_size=world.size,
-        mode=settings.packing,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-    )
 
 
 def recipe_optimizer(recipe: Recipe, model: GPT, world: World) -> MuonAdamW:
@@ -226,7 +226,7 @@ def recipe_optimizer(recipe: Recipe, model: GPT, world: World) -> MuonAdamW:
 
 
 def evaluations(
-    settings: Settings, model: GPT, tokenizer: Tokenizer, val_source: TextSource, rows: int, world: World
+    settings: Settings, model: GPT, tokenizer: Tokenizer, val_shards: TokenShards, rows: int, world: World
 ) -> list[Evaluation]:
     """What is measured as the model trains, in bfloat16 where it trains in float8."""
     from nanochat_data import load_core_bundle
@@ -240,7 +240,7 @@ def evaluations(
     def validation() -> Findings:
         with fp8.in_bfloat16(model):
             bpb = base_measures.text_bpb(
-                model, tokenizer, val_source, rows=rows, max_tokens=settings.eval_tokens, world=world
+                model, tokenizer, val_shards, rows=rows, max_tokens=settings.eval_tokens, world=world
             ).bpb
         return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
 

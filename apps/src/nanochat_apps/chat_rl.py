@@ -68,13 +68,17 @@ class Settings:
     tensorboard: bool = False
     """Also write TensorBoard files beside the checkpoints (extra tensorboard of nanochat-train)."""
     seed: int = 42
+    unsafe_code: bool = False
+    """Run the programs that the model writes (HumanEval) even where the sandbox lacks a wall, with what is there."""
 
 
 def train(settings: Settings) -> int:
     """Trains on the task that the settings name."""
     from nanochat_apps.tasks import rewarding_task
 
-    train_task, test_task = (rewarding_task(settings.task, split) for split in ("train", "test"))
+    train_task, test_task = (
+        rewarding_task(settings.task, split, unsafe_code=settings.unsafe_code) for split in ("train", "test")
+    )
     return 0 if reinforce(settings, train_task, test_task) else cli.INTERRUPTED
 
 

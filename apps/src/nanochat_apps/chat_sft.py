@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 
     from nanochat_apps.training_run import Findings
 
-HELD_OUT_SHARE = 20
-HELD_OUT_MOST = 200
-"""One conversation in so many, but no more than this, is kept for validation."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """A fine-tuning run. What is not given is taken from the base run."""
 
     mixture: Annotated[str, tyro.conf.arg(aliases=["-x"])]
-    """Conversations to train on: names and .jsonl files with how often each comes, for example oasst.jsonl:1,gsm8k:4."""
+    """Conversations to train on and how often each comes: tasks, files, hub:owner/name:split; oasst.jsonl:1,gsm8k:4."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the base model, and of the chat model; default: the largest."""
     model_step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -50,7 +46,7 @@ class Settings:
     warm_optimizer: bool = True
     """Start with the base run's optimizer state."""
     eval_every: int = 200
-    """Steps between evaluations on the conversations kept for validation."""
+    """Steps between evaluations on the conversations held out for validation."""
     save_every: int | None = None
     keep: int | None = None
     resume_from_step: int | None = None
@@ -82,7 +78,7 @@ def fine_tune(settings: Settings, task: Task) -> bool:
 
 def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
     import torch
-    from nanochat_data import ConversationLoader, Prefetcher
+    from nanochat_data import ConversationLoader, Prefetcher, split_held_out
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
     from nanochat_train import FineTuning, LossScale, TrainingLoop, load_meta, verify_checkpoint
@@ -105,8 +101,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     T = model.config.sequence_len
     total: int = settings.total_batch_size or base_meta["total_batch_size"]
     rows: int = min(settings.device_batch_size or base_meta["device_batch_size"], max(1, total // (T * world.size)))
-    num_held_out = min(len(task) // HELD_OUT_SHARE, HELD_OUT_MOST)
-    train_task, val_task = task[: len(task) - num_held_out], task[len(task) - num_held_out :]
+    train_task, val_task = split_held_out(task)
     render = partial(render_conversation, tokenizer, max_tokens=None)
     make_loader = partial(
         ConversationLoader,
@@ -117,7 +112,8 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
         world_size=world.size,
     )
     if world.is_main:
-        print(f"{len(train_task):,} conversations, starting from {base.parent.name}/{base.name}", file=sys.stderr)
+        counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
+        print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
 
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
@@ -156,11 +152,12 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
             meta=meta,
             total_steps=settings.num_iterations,
             device=where,
-            evaluations=[Evaluation(settings.eval_every, validation)] if num_held_out else [],
+            evaluations=[Evaluation(settings.eval_every, validation)] if len(val_task) else [],
             save_every=settings.save_every,
             keep_last=settings.keep,
             more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
             progress=lambda: prefetched.progress,
+            epoch=(lambda: prefetched.epoch) if endless else None,
         )
         finished = run.run()
     if loader.num_cut and world.is_main:
@@ -171,7 +168,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
 def make_validation(
     batches: Callable[[], Iterable[Batch]], model: GPT, tokenizer: Tokenizer, world: World
 ) -> Callable[[], Findings]:
-    """Bits per byte of what the assistant says in conversations kept back."""
+    """Bits per byte of what the assistant says in conversations held out."""
     import torch
     from nanochat_train import bits_per_byte
 

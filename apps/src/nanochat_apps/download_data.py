@@ -1,4 +1,4 @@
-"""download-data: fetches the pretraining text, shard by shard, with the validation shard that every run shares."""
+"""download-data: fetches the pretraining text, with the validation shard that every run shares, or the CORE bundle."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ class Settings:
     """Training shards, about 250 million characters each; the validation shard comes with them."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 4
     """Files to fetch at a time."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set; default: the commit that the folder already has, else the newest."""
     out: Path | None = None
-    """Where to put them; default: base_data/ under NANOCHAT_BASE_DIR."""
+    """Where to put them; default: base_data/ (with --core eval_bundle/) under NANOCHAT_BASE_DIR."""
+    core: bool = False
+    """Fetch the CORE bundle for base-eval instead."""
 
 
 def download(settings: Settings) -> int:
     """Fetches what is missing and verifies all of it."""
+    if settings.core:
+        return download_core(settings.out or paths.core_bundle())
     from nanochat_data import CLIMBMIX, HuggingFaceHub, download_shards
     from rich.console import Console
     from rich.progress import Progress
@@ -38,6 +44,7 @@ def download(settings: Settings) -> int:
             names,
             out,
             HuggingFaceHub(CLIMBMIX.repo),
+            revision=settings.revision,
             num_workers=settings.num_workers,
             on_done=lambda name: progress.advance(task),
         )
@@ -45,8 +52,18 @@ def download(settings: Settings) -> int:
     return 0
 
 
+def download_core(folder: Path) -> int:
+    from nanochat_data import download_core_bundle
+
+    tasks = download_core_bundle(folder)
+    print(f"{len(tasks)} tasks in {folder}; uv run base-eval --core {folder}")
+    return 0
+
+
 def main() -> None:
-    cli.run(download, Settings, prog="download-data", description="Fetch pretraining text from the hub.")
+    cli.run(
+        download, Settings, prog="download-data", description="Fetch pretraining text from the hub, or the CORE bundle."
+    )
 
 
 if __name__ == "__main__":

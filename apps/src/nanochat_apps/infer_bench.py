@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, device, paths
+from nanochat_apps import base_measures, cli, corpus, device, paths
 
 if TYPE_CHECKING:
     import torch
@@ -185,21 +185,15 @@ def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple
 
 def _bits_per_byte(data: Path, model: GPT, prepared: GPT, tokenizer: Tokenizer | None) -> dict[str, float]:
     """Of the model and of its quantized self on the same text."""
-    from itertools import islice
-
-    import torch
-    from nanochat_data import open_text_source, validation_batches
-    from nanochat_train import bits_per_byte
+    from nanochat_data import open_text_source
+    from nanochat_train import World
 
     assert tokenizer is not None
-    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    source, tokens = open_text_source(data, split="val"), BPB_ROWS * model.config.sequence_len
     found = {}
-    for name, measured in (("full", model), ("quantized", prepared)):
-        source = open_text_source(data, split="val")
-        batches = islice(
-            validation_batches(source, tokenizer, batch_size=8, sequence_len=model.config.sequence_len), BPB_ROWS // 8
-        )
-        found[name] = bits_per_byte(measured, batches, lengths, device=model.device).bpb
+    with corpus.measured(source, tokenizer, num_tokens=tokens, world=World(), where=model.device) as shards:
+        for name, measured in (("full", model), ("quantized", prepared)):
+            found[name] = base_measures.text_bpb(measured, tokenizer, shards, rows=8, max_tokens=tokens).bpb
     return found | {"cost": found["quantized"] - found["full"]}
 
 

@@ -35,6 +35,16 @@ def downloaded_text() -> Path:
     return base_dir() / "base_data"
 
 
+def core_bundle() -> Path:
+    """Where `download-data --core` puts the CORE bundle."""
+    return base_dir() / "eval_bundle"
+
+
+def token_shards() -> Path:
+    """Text that has been tokenized, for training and validation; may be removed, and is built again."""
+    return base_dir() / "token_shards"
+
+
 def data_mirror() -> Path | None:
     """`NANOCHAT_DATA_MIRROR`: a folder with the data sets' files, used instead of the hub."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
     from nanochat_data import Task
 
 
-def rewarding_task(name: str, split: Literal["train", "test"]) -> Task:
+def rewarding_task(name: str, split: Literal["train", "test"], *, unsafe_code: bool = False) -> Task:
     """A task with a grader: by name, or `file.py:NAME`, which is a `Task` or a function that takes the split and makes one.
 
-    Raises `UsageError` where there is no such task, or where nothing can tell its right answers from wrong ones.
+    Raises `UsageError` where there is no such task, or where nothing can tell its right answers from wrong ones, and
+    `SandboxError` where it runs programs that cannot be held back here and `unsafe_code` does not say to run them.
     """
     from nanochat_data import TaskOptions, make_task
 
@@ -24,7 +26,7 @@ def rewarding_task(name: str, split: Literal["train", "test"]) -> Task:
     if colon and path.endswith(".py"):
         task = _own_task(Path(path), attribute, split)
     else:
-        task = make_task(name, TaskOptions(split=split, mirror=paths.data_mirror()))
+        task = make_task(name, TaskOptions(split=split, mirror=paths.data_mirror(), unsafe_code=unsafe_code))
     try:
         task.reward(task[0], "")
     except ValueError as error:
@@ -35,10 +37,11 @@ def rewarding_task(name: str, split: Literal["train", "test"]) -> Task:
 def _own_task(path: Path, attribute: str, split: str) -> Task:
     from nanochat_data import Task
 
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UsageError(f"--task {path}:{attribute}: there is no such file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of a class
     spec.loader.exec_module(module)
     found: Any = getattr(module, attribute, None)
     task = found(split) if callable(found) and not isinstance(found, Task) else found

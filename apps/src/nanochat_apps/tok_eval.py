@@ -1,18 +1,19 @@
-"""tok-eval: how well a tokenizer compresses, beside the tokenizers that are at hand."""
+"""tok-eval: how well a tokenizer compresses, beside others."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nanochat_apps import cli, paths
+
+if TYPE_CHECKING:
+    import tiktoken
 
 SAMPLES = {
     "English": "The river had risen in the night, and by morning the lower meadow was a lake to the knees of the willows. ",
@@ -20,7 +21,6 @@ SAMPLES = {
     "maths": "Let f(x) = 3x^2 - 12x + 7. Then f'(x) = 6x - 12, zero at x = 2. 12 * 56 = 672.",
     "other scripts": "Der Fluß war über Nacht gestiegen. 川は夜の間に増水した。 Река поднялась за ночь. 😀",
 }
-OTHERS = ("gpt2", "cl100k_base", "o200k_base")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +35,13 @@ class Settings:
     """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
     max_chars: int = 1_000_000
     """Characters of the data to measure at most."""
+    compare: tuple[str, ...] = ()
+    """Encodings of tiktoken to measure beside it (gpt2, cl100k_base, o200k_base); tiktoken downloads those it does not have."""
 
 
 def evaluate(settings: Settings) -> int:
-    """Prints a table of bytes a token."""
+    """Prints a table of bytes per token."""
+    import tiktoken
     from nanochat_tokenizer import Tokenizer
     from rich.console import Console
     from rich.table import Table
@@ -50,40 +53,22 @@ def evaluate(settings: Settings) -> int:
     counters: dict[str, Callable[[str], int]] = {
         f"ours ({tokenizer.vocab_size})": lambda text: len(tokenizer.encode(text))
     }
-    skipped = []
-    for name in OTHERS:
-        encoding = cached_encoding(name)
-        if encoding is None:
-            skipped.append(name)
-        else:
-            counters[name] = encoding
+    for name in settings.compare:
+        if name not in tiktoken.list_encoding_names():
+            names = ", ".join(tiktoken.list_encoding_names())
+            raise cli.UsageError(f"--compare {name}: unknown encoding; choose from {names}")
+        counters[name] = partial(_count, tiktoken.get_encoding(name))
     counters["bytes (256)"] = lambda text: len(text.encode())
-    table = Table("text", "bytes", *counters, title="bytes a token; more is better")
+    table = Table("text", "bytes", *counters, title="bytes per token; more is better")
     for name, text in texts.items():
         num_bytes = len(text.encode())
         table.add_row(name, f"{num_bytes:,}", *(f"{num_bytes / count(text):.2f}" for count in counters.values()))
     Console().print(table)
-    if skipped:
-        print(f"skipped, since tiktoken has no copy of them on this machine: {', '.join(skipped)}")
     return 0
 
 
-def cached_encoding(name: str) -> Callable[[str], int] | None:
-    """Counts tokens of a tiktoken encoding whose file is cached here; None otherwise, without asking the network."""
-    import tiktoken
-    from tiktoken_ext import openai_public
-
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    cache = Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache")
-    urls = [value for value in openai_public.ENCODING_CONSTRUCTORS[name].__code__.co_consts if _is_url(value)]
-    if not urls or not all((cache / hashlib.sha1(url.encode()).hexdigest()).is_file() for url in urls):
-        return None
-    encoding = tiktoken.get_encoding(name)
-    return lambda text: len(encoding.encode_ordinary(text))
-
-
-def _is_url(value: object) -> bool:
-    return isinstance(value, str) and value.startswith("https://")
+def _count(encoding: tiktoken.Encoding, text: str) -> int:
+    return len(encoding.encode_ordinary(text))
 
 
 def _text_of(data: Path, split_on: str | None, max_chars: int) -> str:

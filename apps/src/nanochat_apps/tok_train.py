@@ -18,7 +18,7 @@ class Settings:
     """What to learn from, and how much."""
 
     data: Annotated[Path, tyro.conf.arg(aliases=["-i"])]
-    """Folder or file of .parquet, .jsonl or .txt."""
+    """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); what is named val* or test* is not read."""
     vocab_size: int = 32768
     """Tokens, the nine special ones included."""
     max_chars: int = 2_000_000_000
@@ -38,7 +38,7 @@ def train(settings: Settings) -> int:
     source = open_text_source(settings.data, split="train", split_on=settings.split_on)
     start = time.perf_counter()
     tokenizer = train_tokenizer(
-        capped(source.documents(), doc_cap=settings.doc_cap, max_chars=settings.max_chars),
+        capped(source.documents(doc_cap=settings.doc_cap or None), max_chars=settings.max_chars),
         vocab_size=settings.vocab_size,
     )
     out = settings.out or paths.tokenizer_dir()
@@ -50,15 +50,14 @@ def train(settings: Settings) -> int:
     return 0
 
 
-def capped(documents: Iterator[str], *, doc_cap: int, max_chars: int) -> Iterator[str]:
-    """Documents cut to `doc_cap` characters (0: not cut), until `max_chars` are reached."""
+def capped(documents: Iterator[str], *, max_chars: int) -> Iterator[str]:
+    """Documents until `max_chars` are reached."""
     left = max_chars
     for document in documents:
         if left <= 0:
             return
-        text = document[: min(doc_cap or left, left)]
-        yield text
-        left -= len(text)
+        yield document[:left]
+        left -= len(document)
 
 
 def main() -> None:

@@ -65,6 +65,8 @@ class TrainingRun:
     keep_last: int | None = None
     progress: Callable[[], float] | None = None
     """Share done, where the number of steps is not known beforehand."""
+    epoch: Callable[[], int] | None = None
+    """How often the data has been read, where it is repeated without end."""
     more_sinks: Callable[[], list[MetricSink]] = list
     """Made by the first rank only."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class TrainingRun:
         self._start_s, self._start_step = time.perf_counter(), self.loop.step
         self._peak_flops = devices.matmul_peak(self.device, self.model.compute_dtype) * self.loop.world.size
         self._measured: dict[Evaluation, int] = {}
+        self._epoch = self.epoch() if self.epoch else 0
         self._saved_step: int | None = self.loop.step if self.loop.step else None
         self._sink = Sinks([])
         if self.loop.world.is_main:
@@ -146,11 +149,16 @@ class TrainingRun:
                 "tokens": self.loop.tokens_seen,
                 "tokens_per_s": tokens_per_s,
                 "mfu": tokens_per_s * self.model.flops_per_token() / self._peak_flops,
+                "fill": report.fill,
                 "memory_bytes": devices.peak_memory_bytes(self.device),
+                **({"epoch": self.epoch()} if self.epoch else {}),
                 **self._eta(step),
                 **self.describe(report),
             },
         )
+        if self.epoch and self.epoch() > self._epoch:
+            self._epoch = self.epoch()
+            self._sink.note(f"{self.stage} step {step}: all data read {self._epoch} x; what comes now is repeated")
         if self.save_every and step % self.save_every == 0:
             self.save()  # before evaluating: an evaluation that fails loses nothing
         self._evaluate([e for e in self.evaluations if e.every > 0 and step % e.every == 0])

@@ -15,7 +15,7 @@ THE_FILE = '''
 
 from pathlib import Path
 
-from nanochat_data.tasks.base import Conversation, Task
+from nanochat_data import Conversation, Task
 from nanochat_data.tasks.records import HubDataset, string_field
 
 DATASET = HubDataset(path="someone/capitals", folder="capitals")

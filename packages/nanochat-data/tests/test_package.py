@@ -9,7 +9,7 @@ from pathlib import Path
 import nanochat_data
 import numpy as np
 import pytest
-from nanochat_data import open_text_source, validation_batches
+from nanochat_data import TokenShards, open_text_source, validation_batches
 from nanochat_data.testing import ByteEncoder
 
 PACKAGE = Path(__file__).parents[1]
@@ -33,12 +33,13 @@ def test_every_public_name_is_there():
     assert all(hasattr(nanochat_data, name) for name in nanochat_data.__all__)
 
 
-def test_validation_of_a_real_corpus_counts_every_byte_once():
+def test_validation_of_a_real_corpus_counts_every_byte_once(tmp_path):
     path = REAL_DATA / "wikitext-2"
     if not path.is_dir():
         pytest.skip("no real data beside the repository")
     source = open_text_source(path, split="val", split_on=r"^ = [^=]")
     counted = 0
-    for batch in validation_batches(source, ByteEncoder(), batch_size=16, sequence_len=512):
+    shards = TokenShards(source, ByteEncoder(), tmp_path).build()
+    for batch in validation_batches(shards, batch_size=16, sequence_len=512):
         counted += int(np.count_nonzero((batch.targets >= 0) & (batch.targets < 256)))
     assert counted == (path / "valid.txt").stat().st_size

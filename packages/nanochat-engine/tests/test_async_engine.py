@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import subprocess
 import sys
 import threading
 import time
@@ -339,3 +340,19 @@ def test_a_model_that_exits_ends_no_thread_unseen() -> None:
             assert engine.failure is not None
 
     asyncio.run(main())
+
+
+def test_a_program_may_end_without_closing_the_engine() -> None:
+    """Its thread must not be within torch when the interpreter goes."""
+    program = """
+import asyncio, atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+from nanochat_engine import AsyncEngine, Engine, Request, SamplingParams
+from nanochat_engine.testing import ByteTokenizer, TinyLM
+engine = AsyncEngine(Engine(TinyLM(), ByteTokenizer(), tools={}))
+async def first_event():
+    return await anext(engine.stream(Request(token_ids=[1], params=SamplingParams(ignore_eos=True))))
+asyncio.run(first_event())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "['MainThread']"), done.stderr

@@ -72,9 +72,6 @@ def test_prefixes_are_found_within_their_salt_only() -> None:
     assert [num_cached(pool, LONG, salt) for salt in ("ann", "bob", "", None)] == [50, 0, 0, 0]
     keep(pool, OTHER, None)
     assert [num_cached(pool, OTHER, salt) for salt in ("", None)] == [0, 0]
-    off = RowPool(6, 6, keep_prefixes=False)
-    keep(off, LONG)
-    assert num_cached(off, LONG) == 0
 
 
 def test_short_beginnings_are_computed_anew_and_the_limit_holds() -> None:

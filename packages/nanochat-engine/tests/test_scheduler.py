@@ -137,6 +137,16 @@ def test_samples_share_one_prefill(prefix_rows: int, salt: str | None) -> None:
     assert [event.num_cached for event in events if event.finished] == [0, 49, 49, 49]
 
 
+@pytest.mark.parametrize(("salt", "prefix_rows"), [("", 0), (None, 0), (None, 2)])
+def test_samples_that_wait_for_a_row_share_the_prefill_too(salt: str | None, prefix_rows: int) -> None:
+    bench = Bench(max_rows=2, prefix_rows=prefix_rows)
+    request_id = bench.add([1] * 50, salt, n=6, max_tokens=1)
+    events = bench.drain()[request_id]
+    assert [event.num_cached for event in events if event.finished] == [0, 49, 49, 49, 49, 49]
+    other = bench.add([1] * 50, salt, max_tokens=1)
+    assert {event.num_cached for event in bench.drain()[other]} == {0}, "nobody else is told"
+
+
 def test_cancelling_frees_rows_within_a_step() -> None:
     bench = Bench(max_rows=1, prefill_tokens=8)
     running, waiting, third = bench.add([1] * 20, n=2), bench.add([1]), bench.add([1], max_tokens=1)

@@ -137,6 +137,32 @@ def test_completion_ends_where_the_assistant_speaks():
     assert render_for_completion(TOKENIZER, {"messages": TOOL_CHAT["messages"][:2]}) == ids
 
 
+def test_a_tool_message_interrupts_the_assistants_turn():
+    """It renders as the same answer does that holds the tool's output as a part."""
+    call, output, text = TOOL_CHAT["messages"][2]["content"]
+    turn = [{"role": "assistant", "content": [call]}, {"role": "tool", "content": output["text"]}]
+    chat = {"messages": [*TOOL_CHAT["messages"][:2], *turn, {"role": "assistant", "content": text["text"]}]}
+    ids, mask = render_conversation(TOKENIZER, chat)
+    assert (ids, mask) == render_conversation(TOKENIZER, TOOL_CHAT)
+    asked = render_for_completion(TOKENIZER, chat)
+    assert asked == ids[: ids.index(ID["output_end"]) + 1]
+    assert render_for_completion(TOKENIZER, {"messages": chat["messages"][:4]}) == asked
+
+
+@given(st.lists(st.sampled_from([0, 1, None]), min_size=1, max_size=4))
+def test_the_mask_follows_the_weight_of_each_message(weights):
+    def chat(weights):
+        turns = (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": w}] for w in weights
+        )
+        return {"messages": [message for turn in turns for message in turn]}
+
+    ids, mask = render_conversation(TOKENIZER, chat(weights))
+    assert ids == render_conversation(TOKENIZER, chat([1] * len(weights)))[0]
+    turn = [0, 0, 0, 0, 1, 1]
+    assert mask == [0, *(bit * (1 if weight is None else weight) for weight in weights for bit in turn)]
+
+
 def test_cutting_is_the_callers_choice():
     chat = {"messages": [{"role": "user", "content": "x " * 3000}]}
     assert len(render_conversation(TOKENIZER, chat)[0]) == 2048
@@ -150,6 +176,15 @@ def test_cutting_is_the_callers_choice():
         ([{"role": "assistant", "content": "hi"}], r"messages\[0\] has role 'assistant', expected 'user'"),
         ([{"role": "user", "content": "a"}] * 2, r"messages\[1\] has role 'user', expected 'assistant'"),
         ([{"role": "system", "content": "a"}], "followed by a user message"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}],
+            r"messages\[1\] has role 'tool', expected",
+        ),
+        ([{"role": "user", "content": "a", "weight": 1}], r"messages\[0\] has weight 1; only an assistant's"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}],
+            r"messages\[1\] has weight 0.5",
+        ),
         ([{"role": "user", "content": 3}], r"messages\[0\] has content of type int"),
         ([{"role": "user"}], r"messages\[0\] needs 'role' and 'content'"),
         (

@@ -52,6 +52,8 @@ PARTS = [
         [("system", "Be brief."), ("user", "  Hi\n"), ("assistant", " Hello! ")],
         [("user", "1+1?"), ("assistant", PARTS), ("user", "Sure?"), ("assistant", "Yes.")],
         [("user", "x"), ("assistant", []), ("user", "<b>&amp;")],
+        [("user", "1+1?"), ("assistant", PARTS[:2]), ("tool", "2"), ("assistant", "It is 2."), ("user", "Thanks")],
+        [("user", "1+1?"), ("assistant", PARTS[:2]), ("tool", "2")],
     ],
 )
 def test_the_template_gives_the_ids_and_the_mask_of_the_renderer(messages):
@@ -60,7 +62,7 @@ def test_the_template_gives_the_ids_and_the_mask_of_the_renderer(messages):
     theirs = THEIRS.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert theirs["input_ids"] == ids
     assert theirs["assistant_masks"] == mask
-    if messages[-1]["role"] == "user":
+    if messages[-1]["role"] != "assistant":
         prompt = THEIRS.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         assert prompt["input_ids"] == render_for_completion(TOKENIZER, {"messages": messages})
 

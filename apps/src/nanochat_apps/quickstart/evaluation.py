@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from nanochat_data.tinyworld import TinyWorld, grade
+from nanochat_data.synthetic import TinyWorld, grade
 
 if TYPE_CHECKING:
     from nanochat_engine import Engine
@@ -58,7 +58,7 @@ def evaluate(engine: Engine, *, num_questions: int, seed: int) -> list[Score]:
     return scores
 
 
-def score(engine: Engine, name: str, items: Sequence[dict[str, Any]]) -> Score:
+def score(engine: Engine, name: str, items: Sequence[Mapping[str, Any]]) -> Score:
     answers = answer(engine, [item["messages"] for item in items])
     mistakes = [
         {
@@ -72,7 +72,7 @@ def score(engine: Engine, name: str, items: Sequence[dict[str, Any]]) -> Score:
     return Score(name=name, num_right=len(items) - len(mistakes), num_asked=len(items), mistakes=mistakes[:10])
 
 
-def answer(engine: Engine, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+def answer(engine: Engine, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """The assistant's text in reply to each conversation, greedy, tool calls left out."""
     prompts = [engine.chat_ids(messages) for messages in conversations]
     return [answer.text for answer in engine.complete(prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat_apps import base_train, chat_rl, chat_sft, cli, device, paths
 
 if TYPE_CHECKING:
-    from nanochat_data.tinyworld import Split
+    from nanochat_data.synthetic import Split
     from nanochat_engine import Engine
 
     from nanochat_apps.quickstart.evaluation import Score
@@ -137,7 +137,7 @@ class Quickstart:
         return loaded
 
     def _data(self) -> bool | None:
-        from nanochat_data.tinyworld import TinyWorld
+        from nanochat_data.synthetic import TinyWorld
 
         if (self.folder / "data" / "valid.jsonl").exists():
             return None
@@ -195,7 +195,7 @@ class Quickstart:
         return base_train.pretrain(settings)
 
     def _sft(self) -> bool | None:
-        from nanochat_data.tinyworld import TinyWorldTask
+        from nanochat_data.tasks import TinyWorldTask
 
         steps = self.size.sft_steps
         done = last_step("sft", self.tag)
@@ -218,7 +218,7 @@ class Quickstart:
         return chat_sft.fine_tune(settings, task)
 
     def _rl(self) -> bool | None:
-        from nanochat_data.tinyworld import TinyWorldTask
+        from nanochat_data.tasks import TinyWorldTask
 
         from nanochat_apps.quickstart.evaluation import MAX_ANSWER_TOKENS
 

@@ -1,25 +1,25 @@
 """Text and chat data for nanochat: packed batches, tasks with graders, and a small synthetic world."""
 
-from nanochat_data.conversations import ConversationLoader
-from nanochat_data.core_bundle import CoreTask, core_bundle_fingerprint, load_core_bundle
+from nanochat_data.conversations import ConversationLoader, split_held_out
+from nanochat_data.core import CoreTask, core_bundle_fingerprint, download_core_bundle, load_core_bundle
+from nanochat_data.documents import TextSource, open_text_source
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
+from nanochat_data.loader import Batch, PackedLoader, PretrainLoader, validation_batches, validation_loader
+from nanochat_data.messages import Conversation, Message, Part, as_messages, render_choices
+from nanochat_data.packing import Packing, pack_best_fit
 from nanochat_data.prefetch import Prefetcher
-from nanochat_data.pretrain import PretrainLoader, validation_batches
 from nanochat_data.protocols import Conversations, Renderer, TextEncoder
-from nanochat_data.rows import Batch, RowLoader, pack_best_fit
-from nanochat_data.sources import TextSource, open_text_source
+from nanochat_data.shard_builder import ShardBuilder
+from nanochat_data.statistics import Statistics, read_conversations
 from nanochat_data.tasks import (
     ARC,
-    COMMON_WORDS,
     GSM8K,
     MMLU,
     TASKS,
-    Conversation,
     CustomJSON,
+    HubChats,
     HumanEval,
-    Message,
     MultipleChoice,
-    Part,
     Question,
     SimpleSpelling,
     SmolTalk,
@@ -28,17 +28,15 @@ from nanochat_data.tasks import (
     TaskMixture,
     TaskOptions,
     TaskSequence,
-    load_words,
     make_task,
     parse_mixture,
-    render_choices,
 )
-from nanochat_data.token_cache import TokenCache, build_token_cache
+from nanochat_data.token_shards import TokenShard, TokenShards
+from nanochat_data.words import load_words
 
 __all__ = [
     "ARC",
     "CLIMBMIX",
-    "COMMON_WORDS",
     "GSM8K",
     "MMLU",
     "TASKS",
@@ -48,29 +46,35 @@ __all__ = [
     "Conversations",
     "CoreTask",
     "CustomJSON",
+    "HubChats",
     "HubCorpus",
     "HuggingFaceHub",
     "HumanEval",
     "Message",
     "MultipleChoice",
+    "PackedLoader",
+    "Packing",
     "Part",
     "Prefetcher",
     "PretrainLoader",
     "Question",
     "Renderer",
-    "RowLoader",
+    "ShardBuilder",
     "SimpleSpelling",
     "SmolTalk",
     "SpellingBee",
+    "Statistics",
     "Task",
     "TaskMixture",
     "TaskOptions",
     "TaskSequence",
     "TextEncoder",
     "TextSource",
-    "TokenCache",
-    "build_token_cache",
+    "TokenShard",
+    "TokenShards",
+    "as_messages",
     "core_bundle_fingerprint",
+    "download_core_bundle",
     "download_shards",
     "load_core_bundle",
     "load_words",
@@ -78,6 +82,9 @@ __all__ = [
     "open_text_source",
     "pack_best_fit",
     "parse_mixture",
+    "read_conversations",
     "render_choices",
+    "split_held_out",
     "validation_batches",
+    "validation_loader",
 ]

@@ -1,96 +1,97 @@
-"""Documents from one file of text: parquet, jsonl (also gzipped) or txt, with errors that name the file and the line."""
+"""Files of text and of JSON lines, plain or compressed: what they are called, and how they are read line by line."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
+SUFFIX = re.compile(r"\.(parquet|(?:jsonl|txt)(?:\.gz|\.zst)?)$")
+SUFFIXES = ".parquet, .jsonl, .txt (also .gz, .zst)"
+
+PART_OF = re.compile(r"(.*?)(\d{3,})-of-(\d{3,})")
+"""How the hub numbers the files of a split: train-00003-of-00012.parquet."""
 
 
-def is_text_file(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+def open_binary(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed by its suffix."""
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.name.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
-def read_documents(path: Path, *, text_field: str, split_on: str | None) -> list[str]:
-    """All documents of one file, without blank and null ones.
+def read_json_lines(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, object]]:
+    """(line number, value) of each line that is not blank. Raises `ValueError` naming file and line.
 
-    A txt file is one document unless the expression `split_on` cuts it before each match.
+    With `start` and `stop`, only lines that begin within these bytes of an uncompressed file, numbered from the first of
+    them on; `line_number` gives the number in the file.
     """
-    if path.name.endswith(".parquet"):
-        documents = _read_parquet(path, text_field)
-    elif path.name.endswith(".txt"):
-        documents = _read_txt(path, split_on)
-    else:
-        documents = list(_read_jsonl(path, text_field))
-    return [document for document in documents if document.strip()]
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
-    """(line number, value) of each line that is not blank. Raises `ValueError` naming file and line."""
-    opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rb") as file:
+        with open_binary(path) as file:
+            if start:
+                file.seek(start - 1)
+                file.readline()  # the rest of a line that began before `start`
+            position = file.tell() if stop is not None else 0
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not UTF-8 (byte {error.start} of the line)") from None
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
+                if stop is not None and position >= stop:
+                    return
+                position += len(line)
+                if line.strip():
+                    yield number, _parsed(line, path, start, number)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
-def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
-    missing = object()
-    for number, value in read_json_lines(path):
-        text = value.get(text_field, missing) if isinstance(value, dict) else missing
-        if isinstance(text, str):
-            yield text
-        elif text is not None:
-            raise ValueError(f"{path}, line {number} has no string in the field {text_field!r}")
+def line_number(path: Path, start: int, number: int) -> int:
+    """In the whole file, of a line with this number among those that `read_json_lines` gave from `start` on."""
+    if not start:
+        return number
+    with path.open("rb") as file:
+        left, newlines = start - 1, 1  # the line that runs into `start` ends with the one newline not counted here
+        while left and (block := file.read(min(left, 1 << 24))):
+            newlines += block.count(b"\n")
+            left -= len(block)
+    return newlines + number
 
 
-def _read_txt(path: Path, split_on: str | None) -> list[str]:
+def _parsed(line: bytes, path: Path, start: int, number: int) -> object:
     try:
-        text = path.read_bytes().decode("utf-8")
+        value: object = json.loads(line.decode("utf-8"))
+        if b"\\ud" in line or b"\\uD" in line:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {error.start})") from None
-    if split_on is None:
-        return [text]
-    try:
-        starts = [match.start() for match in re.finditer(split_on, text, flags=re.MULTILINE)]
-    except re.error as error:
-        raise ValueError(f"split_on={split_on!r} is not a regular expression ({error})") from None
-    documents: list[str] = []
-    for start, end in pairwise([0, *starts, len(text)]):
-        if documents and (not documents[-1].strip() or not text[start:end].strip()):
-            documents[-1] += text[start:end]  # white space alone is no document, and no byte of it is lost
-        else:
-            documents.append(text[start:end])
-    return documents
+        problem = f"is not UTF-8 (byte {error.start} of the line)"
+    except UnicodeEncodeError:
+        problem = r"has half of a surrogate pair (\ud800 to \udfff), which is no character"
+    except ValueError as error:
+        problem = f"is not JSON ({error})"
+    raise ValueError(f"{path}, line {line_number(path, start, number)} {problem}")
 
 
-def _read_parquet(path: Path, text_field: str) -> list[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        if text_field not in table.schema_arrow.names:
-            raise ValueError(f"{path} has no column {text_field!r}; it has {', '.join(table.schema_arrow.names)}")
-        values = table.read(columns=[text_field]).column(text_field).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is empty, damaged or no parquet file ({str(error).splitlines()[0]})") from None
-    if any(value is not None and not isinstance(value, str) for value in values):
-        raise ValueError(f"{path}: the column {text_field!r} holds other things than text")
-    return [value for value in values if value is not None]
+def refuse_partial(paths: Iterable[Path]) -> None:
+    """Raises `ValueError` where files hold the same twice (a.jsonl beside a.jsonl.gz), or parts of a series are missing."""
+    stems: dict[Path, Path] = {}
+    parts: dict[tuple[Path, int], set[int]] = {}
+    for path in paths:
+        stem = path.parent / SUFFIX.sub("", path.name)
+        if stem in stems:
+            raise ValueError(f"{stems[stem]} and {path.name} look like the same text twice; remove or rename one")
+        stems[stem] = path
+        if part := PART_OF.match(path.name):
+            parts.setdefault((path.parent / part[1], int(part[3])), set()).add(int(part[2]))
+    for (stem, total), found in parts.items():
+        if missing := set(range(total)) - found:
+            raise ValueError(
+                f"{stem}{min(missing):05d}-of-{total:05d} is missing, {len(found)} of {total} files are there; "
+                "copy the rest, or rename the files if that is all there shall be"
+            )

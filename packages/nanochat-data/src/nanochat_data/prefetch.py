@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from nanochat_data.rows import Batch, RowLoader
+from nanochat_data.loader import Batch, PackedLoader
 
-Prepared = tuple[Batch, dict[str, Any], float] | None
-"""A batch with the loader's state and progress after it; None after the last one."""
+
+class _After(NamedTuple):
+    """Where a loader stands after a batch."""
+
+    state: dict[str, Any]
+    epoch: int
+    progress: float
 
 
 class Prefetcher:
@@ -19,19 +24,24 @@ class Prefetcher:
     One that nobody closes ends with the interpreter all the same: its thread only ever prepares one of `depth` batches.
     """
 
-    def __init__(self, loader: RowLoader, *, depth: int = 4) -> None:
+    def __init__(self, loader: PackedLoader, *, depth: int = 4) -> None:
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1")
         self._loader = loader
         self._depth = depth
         self._thread: ThreadPoolExecutor | None = None
-        self._ahead: deque[Future[Prepared]] = deque()
-        self._take_state()
+        self._ahead: deque[Future[tuple[Batch, _After] | None]] = deque()
+        self._after = self._stand()
+
+    @property
+    def epoch(self) -> int:
+        """The loader's `epoch` after the last batch handed out."""
+        return self._after.epoch
 
     @property
     def progress(self) -> float:
         """The loader's `progress` after the last batch handed out."""
-        return self._progress
+        return self._after.progress
 
     def __iter__(self) -> Self:
         return self
@@ -46,17 +56,17 @@ class Prefetcher:
         if prepared is None:
             raise StopIteration
         self._ahead.popleft()
-        batch, self._state, self._progress = prepared
+        batch, self._after = prepared
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state
+        return self._after.state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on at a saved position; batches prepared so far are dropped."""
+        """Resumes at a saved position; batches prepared so far are dropped."""
         self.close()
         self._loader.load_state_dict(state)
-        self._take_state()
+        self._after = self._stand()
 
     def close(self) -> None:
         """Ends the thread. The wrapped loader is then ahead of this one's state; load a state before going on."""
@@ -71,13 +81,9 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_state(self) -> None:
-        self._state, self._progress = self._loader.state_dict(), _progress(self._loader)
+    def _stand(self) -> _After:
+        return _After(self._loader.state_dict(), self._loader.epoch, self._loader.progress)
 
-    def _prepare(self) -> Prepared:
+    def _prepare(self) -> tuple[Batch, _After] | None:
         batch = next(self._loader, None)
-        return None if batch is None else (batch, self._loader.state_dict(), _progress(self._loader))
-
-
-def _progress(loader: RowLoader) -> float:
-    return float(getattr(loader, "progress", 0.0))
+        return None if batch is None else (batch, self._stand())

@@ -1,4 +1,4 @@
-"""What the loaders need of a tokenizer and of a task."""
+"""What shards and loaders need of a tokenizer and of a task."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ class TextEncoder(Protocol):
 
     @property
     def bos_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids only: token shards and saved positions belong to it."""
+        ...
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int) -> list[list[int]]: ...
 

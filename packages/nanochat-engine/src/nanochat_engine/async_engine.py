@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -95,7 +96,9 @@ class AsyncEngine:
         self._failure: Exception | None = None
         self._streams: WeakValueDictionary[int, AsyncEventStream] = WeakValueDictionary()
         """By request id; a stream that nobody else holds is a dropped one."""
+        # A daemon, so that a program that forgets to close it can end; but not within torch, which would abort the process.
         self._thread = threading.Thread(target=self._drive, name="nanochat-engine", daemon=True)
+        weakref.finalize(self, _end, self._commands, self._thread)
         self._thread.start()
 
     @property
@@ -260,6 +263,12 @@ class AsyncEngine:
         for event in events:
             if event.finished and not self.engine.scheduler.has(event.request_id):
                 self._streams.pop(event.request_id, None)
+
+
+def _end(commands: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
+    """At the interpreter's end: waits for the step in progress."""
+    commands.put(None)
+    thread.join()
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, items: Sequence[tuple[AsyncEventStream, Event | Exception]]) -> bool:

@@ -115,12 +115,14 @@ def _build() -> Path:
     if sys.platform != "linux" or shutil.which(command[0]) is None:
         raise OSError(f"no C++ compiler: {command[0]} (or another that CXX names) was not found")
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="nanochat-engine-") as scratch:
         built = Path(scratch) / library.name
         done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise OSError(f"{command[0]} failed: {done.stderr.strip()}")
-        built.replace(library)  # whole or not at all, whoever else builds it
+        partial = library.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(built, partial)
+        partial.replace(library)  # whole or not at all, whoever else builds it
     return library
 
 

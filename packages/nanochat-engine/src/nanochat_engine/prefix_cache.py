@@ -76,10 +76,10 @@ class RowPool:
         self._find(index).num_computed = num_computed
 
     def release(self, index: int, *, keep: bool = True) -> None:
-        """Frees a row; what it holds stays as a cached prefix, if that is allowed."""
+        """Frees a row; with `keep`, what it holds stays as a cached prefix for its salt."""
         row = self._find(index)
         row.in_use = False
-        if keep and self.keep_prefixes and row.salt is not None:
+        if keep and row.salt is not None:
             row.token_ids = tuple(row.token_ids[: row.num_computed])
         else:
             row.token_ids, row.num_computed = (), 0

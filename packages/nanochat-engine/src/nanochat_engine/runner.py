@@ -5,7 +5,7 @@ Shapes: N tokens of a call, M positions whose logits are wanted, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -61,9 +61,9 @@ class CachedRunner:
         longest = max((chunk.start + 1 for chunk in singles), default=0)
         step = self._steps.find(len(singles), longest) if self._steps is not None and singles else None
         if step is None:
-            return self._compute(plan.chunks)
+            return _compute(self._forward, plan.chunks)
         others = [chunk for chunk in plan.chunks if len(chunk.token_ids) > 1]
-        results = self._decode(singles, step) + (self._compute(others) if others else [])
+        results = self._decode(singles, step) + (_compute(self._forward, others) if others else [])
         by_row = dict(zip((chunk.row for chunk in (*singles, *others)), results, strict=True))
         return [by_row[chunk.row] for chunk in plan.chunks]
 
@@ -71,33 +71,25 @@ class CachedRunner:
         if self._steps is not None:
             self._steps.close()
 
-    def _compute(self, chunks: Sequence[Chunk]) -> list[Sampled]:
-        """All chunks in one call; where that fails, each alone, so that only those fail that must."""
-        try:
-            return sample_chunks(chunks, self._forward(chunks))
-        except Exception as error:
-            if len(chunks) == 1:
-                return [Sampled(error=error)]
-            return [result for chunk in chunks for result in self._compute([chunk])]
-
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
         """One token for each chunk by a compiled or captured step."""
         padding = step.num_rows - len(chunks)
-        inputs = torch.tensor(
-            [
-                [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
-                [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
-                [chunk.start for chunk in chunks] + [0] * padding,
-                [chunk.previous_id for chunk in chunks] + [-1] * padding,
-            ]
-        )
         params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
         simple = len(params) == len(chunks) and all(own.is_simple for own in params)
-        uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
-        padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
-        settings = settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
         try:
-            tokens, logits = step.call(inputs, settings)
+            inputs = torch.tensor(
+                [
+                    [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+                    [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
+                    [chunk.start for chunk in chunks] + [0] * padding,
+                    [chunk.previous_id for chunk in chunks] + [-1] * padding,
+                ]
+            )
+            uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
+            padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
+            tokens, logits = step.call(
+                inputs, settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
+            )
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
         if simple and not any(chunk.num_scored for chunk in chunks):
@@ -154,18 +146,10 @@ class WholeRunner:
             self._rows[copy.target] = self._rows[copy.source][: copy.num_tokens]
         for chunk in plan.chunks:
             self._rows[chunk.row] = [*self._rows.get(chunk.row, [])[: chunk.start], *chunk.token_ids]
-        return self._compute(plan.chunks)
+        return _compute(self._forward, plan.chunks)
 
     def close(self) -> None:
         self._rows.clear()
-
-    def _compute(self, chunks: Sequence[Chunk]) -> list[Sampled]:
-        try:
-            return sample_chunks(chunks, self._forward(chunks))
-        except Exception as error:
-            if len(chunks) == 1:
-                return [Sampled(error=error)]
-            return [result for chunk in chunks for result in self._compute([chunk])]
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         chunks = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)
@@ -176,6 +160,16 @@ class WholeRunner:
         )
         at = [(b, chunk.start + index) for b, chunk in enumerate(chunks) for index in wanted_positions(chunk)]
         return logits[[b for b, _ in at], [t for _, t in at]]
+
+
+def _compute(forward: Callable[[Sequence[Chunk]], Tensor], chunks: Sequence[Chunk]) -> list[Sampled]:
+    """All chunks in one call; where that fails, each alone, so that only those fail that must."""
+    try:
+        return sample_chunks(chunks, forward(chunks))
+    except Exception as error:
+        if len(chunks) == 1:
+            return [Sampled(error=error)]
+        return [result for chunk in chunks for result in _compute(forward, [chunk])]
 
 
 def new_cache(spec: KVSpec, num_rows: int, num_slots: int, device: torch.device) -> KVCache:

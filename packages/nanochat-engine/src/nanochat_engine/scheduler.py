@@ -274,8 +274,11 @@ class Scheduler:
             self._release(sequence, keep=error is None)
 
     def _release(self, sequence: Sample, *, keep: bool = True) -> None:
+        """Frees the row; its prefix stays for others if they may have it, or for the request's own samples to come."""
         self._running.remove(sequence)
-        self._rows.release(sequence.row, keep=keep and self._salt(sequence) == sequence.request.salt)
+        for_others = self._rows.keep_prefixes and sequence.request.salt is not None
+        for_own = any(other.request_id == sequence.request_id for other in self._waiting)
+        self._rows.release(sequence.row, keep=keep and (for_others or for_own))
 
     def _report(
         self,

@@ -18,6 +18,8 @@ Quantization = Literal["int8"]
 
 BLOCK_ELEMENTS = 1 << 18
 """int8 weights restored at a time on a CPU: a megabyte in float32, which stays in a core's cache until it is used."""
+PACKED_ROWS = 8
+"""Up to so many rows reading int8 costs more than computing with it; restoring W pays for more."""
 
 
 class FrozenLinear(nn.Module):
@@ -74,9 +76,10 @@ class Int8Linear(nn.Module):
 @torch.library.custom_op("nanochat::int8_linear", mutates_args=())
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x (M, K), weight (N, K) int8, scale (N,) -> (M, N); one operation to a compiler."""
-    if x.dtype != torch.float32 and x.device.type in ("cpu", "cuda"):
-        return torch._weight_int8pack_mm(x, weight, scale)  # torch's kernel, slow in float32 only
-    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if x.device.type == "cpu" else weight.size(0)
+    on_cpu = x.device.type == "cpu"
+    if x.dtype != torch.float32 and (x.size(0) <= PACKED_ROWS if on_cpu else x.device.type == "cuda"):
+        return torch._weight_int8pack_mm(x, weight, scale)
+    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if on_cpu else weight.size(0)
     y = x.new_empty(weight.size(0), x.size(0))
     for start in range(0, weight.size(0), rows):
         torch.mm(weight[start : start + rows].to(x.dtype), x.T, out=y[start : start + rows])

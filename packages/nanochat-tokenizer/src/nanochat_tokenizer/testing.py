@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nanochat_tokenizer.specials import SPECIAL_TOKENS
-from nanochat_tokenizer.tokenizer import Tokenizer
+from nanochat_tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SAMPLES = (
     "",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nanochat_tokenizer.specials import MIN_VOCAB_SIZE, SPECIAL_TOKENS, SPLIT_PATTERN
-from nanochat_tokenizer.tokenizer import Tokenizer
+from nanochat_tokenizer.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:

@@ -39,7 +39,9 @@ class StepReport:
     """nats per supervised token"""
     grad_norm: float
     num_tokens: int
-    """tokens read by all ranks, padding included"""
+    """tokens read by all ranks, without padding"""
+    fill: float
+    """share of the positions of all batches that is not padding"""
     num_supervised: int
     lr_multiplier: float
     duration_s: float
@@ -134,8 +136,9 @@ class TrainingLoop:
         start = time.perf_counter()
         rates = self.stage.rates(self.step)
         set_rates(self.optimizer, rates)
-        counts = sum(int((batch.targets != -1).sum()) for batch in batches), sum(batch.inputs.size for batch in batches)
-        num_supervised, num_tokens = map(int, self.world.sum(*counts, device=self.device))
+        counts = ((int((batch.targets != -1).sum()), batch.num_tokens, batch.inputs.size) for batch in batches)
+        sums = self.world.sum(*map(sum, zip(*counts, strict=True)), device=self.device)
+        num_supervised, num_tokens, num_positions = map(int, sums)
         total = self._accumulate(batches, num_supervised)
         if self.loss_scale is None or self.loss_scale.unscale(self.optimizer.all_params(), self.world):
             self.optimizer.step()
@@ -146,6 +149,7 @@ class TrainingLoop:
             loss=float(self.world.sum_(total)),
             grad_norm=float(self.optimizer.grad_norm),
             num_tokens=num_tokens,
+            fill=num_tokens / num_positions,
             num_supervised=num_supervised,
             lr_multiplier=rates.lr_multiplier,
             duration_s=time.perf_counter() - start,

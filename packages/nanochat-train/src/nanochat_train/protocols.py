@@ -36,6 +36,11 @@ class Batch(Protocol):
         """(B, T)"""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Inputs that are not padding."""
+        ...
+
 
 @runtime_checkable
 class WeightedBatch(Batch, Protocol):

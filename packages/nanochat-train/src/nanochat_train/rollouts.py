@@ -10,7 +10,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -49,6 +49,7 @@ class RolloutBatch:
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
     weights: NDArray[np.float32]
+    num_tokens: int
 
 
 @dataclass(slots=True)
@@ -189,13 +190,13 @@ class RolloutLoader:
             batch.inputs[row, : len(ids) - 1] = ids[:-1]
             batch.targets[row, : len(ids) - 1] = np.where(sampled[1:] == 1, ids[1:], -1)
             batch.weights[row] = (rollout.reward - mean_reward) * share / max(num_sampled, 1)
-        return batch
+        return replace(batch, num_tokens=sum(len(rollout.token_ids) - 1 for rollout in part))
 
     def _blank(self, num_rows: int, length: int) -> RolloutBatch:
         """Rows that supervise nothing."""
         shape = num_rows, length
         return RolloutBatch(
-            np.full(shape, self._pad_id, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+            np.full(shape, self._pad_id, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, np.float32), 0
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class ArrayBatch:
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
 
+    @property
+    def num_tokens(self) -> int:
+        return self.inputs.size
+
 
 class CountingLoader:
     """Batch i is a pure function of i; every third one supervises nothing."""

@@ -8,31 +8,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypedDict, overload
+from typing import Literal, overload
 
-FINGERPRINT_SAMPLES = 64
-"""A task's fingerprint reads this many of its conversations, evenly spread."""
-
-
-class Part(TypedDict):
-    """A piece of an assistant's message; `python` is an expression for the tool, `python_output` what it answered."""
-
-    type: Literal["text", "python", "python_output"]
-    text: str
-
-
-class Message(TypedDict):
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
-
-
-class Conversation(TypedDict):
-    """Turns of user and assistant, after at most one system message; an item to grade ends with the reference answer."""
-
-    messages: list[Message]
-
+from nanochat_data.messages import Conversation
 
 EvalType = Literal["generative", "categorical"]
 
@@ -68,7 +46,7 @@ class Task(ABC):
 
     def __getitem__(self, index: int | slice) -> Conversation | Task:
         if isinstance(index, slice):
-            return _Slice(self, range(len(self))[index])
+            return self.select(range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"conversation {index} of {len(self)}")
         return self.conversation(index % len(self))
@@ -77,17 +55,28 @@ class Task(ABC):
         return (self.conversation(index) for index in range(len(self)))
 
     @cached_property
+    def digests(self) -> list[bytes]:
+        """A hash of every conversation, 16 bytes each."""
+        texts = (json.dumps(conversation, sort_keys=True) for conversation in self)
+        return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex over the length and a spread of conversations: tells tasks apart, reads little of a large one."""
-        step = max(1, len(self) // FINGERPRINT_SAMPLES)
-        sample = [self.conversation(index) for index in range(0, len(self), step)]
-        return hashlib.sha256(json.dumps([len(self), sample], sort_keys=True).encode()).hexdigest()
+        """SHA-256 in hex over every conversation: tells tasks apart."""
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
+
+    def select(self, indices: Sequence[int]) -> Task:
+        """The conversations at these indices, as a task."""
+        selected = _Slice(self, indices)
+        if "digests" in self.__dict__:
+            selected.digests = [self.digests[index] for index in indices]
+        return selected
 
 
 class _Slice(Task):
-    """Every conversation of a task at the indices of a range; graded by that task."""
+    """The conversations of a task at some indices; graded by that task."""
 
-    def __init__(self, task: Task, indices: range) -> None:
+    def __init__(self, task: Task, indices: Sequence[int]) -> None:
         self._task = task
         self._indices = indices
 
@@ -122,6 +111,10 @@ class TaskSequence(Task):
         task, inner = self._pairs[index]
         return task.conversation(inner)
 
+    @cached_property
+    def digests(self) -> list[bytes]:
+        return [task.digests[index] for task, index in self._pairs]
+
 
 class TaskMixture(TaskSequence):
     """Tasks mixed once by Python's `Random(42)`, as the reference does; a task that is listed n times comes n times."""
@@ -129,11 +122,3 @@ class TaskMixture(TaskSequence):
     def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
         super().__init__(tasks)
         random.Random(seed).shuffle(self._pairs)
-
-
-def text_of(message: dict[str, Any] | Message) -> str:
-    """A message's text: its content, or its `text` parts joined."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from nanochat_data.tasks.base import Conversation, Part, Task, text_of
+from nanochat_data.messages import Conversation, Part, text_of
+from nanochat_data.tasks.base import Task
 from nanochat_data.tasks.records import HubDataset, string_field
 
 DATASET = HubDataset(path="openai/gsm8k", config="main", folder="gsm8k")
@@ -40,8 +41,7 @@ class GSM8K(Task):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """Compares the numbers as strings, thousands commas dropped."""
-        reference = extract_answer(text_of(conversation["messages"][-1]))
-        return reference is not None and extract_answer(completion) == reference
+        return is_reference_answer(conversation, completion)
 
 
 def answer_parts(answer: str) -> list[Part]:
@@ -59,6 +59,12 @@ def answer_parts(answer: str) -> list[Part]:
         elif piece:
             parts.append({"type": "text", "text": piece})
     return parts
+
+
+def is_reference_answer(conversation: Conversation, completion: str) -> bool:
+    """Whether both give the same number after `####`."""
+    reference = extract_answer(text_of(conversation["messages"][-1]))
+    return reference is not None and extract_answer(completion) == reference
 
 
 def extract_answer(text: str) -> str | None:

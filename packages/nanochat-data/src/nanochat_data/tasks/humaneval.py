@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nanochat_data.tasks import sandbox
-from nanochat_data.tasks.base import Conversation, Task
+from nanochat_data import sandbox
+from nanochat_data.messages import Conversation
+from nanochat_data.tasks.base import Task
 from nanochat_data.tasks.records import HubDataset, string_field
 
 DATASET = HubDataset(path="openai/openai_humaneval", config="openai_humaneval", folder="humaneval")
@@ -14,13 +15,22 @@ FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 
 
 class HumanEval(Task):
-    """164 problems. Grading runs what the model wrote; see `sandbox` for what holds it back."""
+    """164 problems. Grading runs what the model wrote; see `sandbox` for what holds it back.
+
+    Where a wall of the sandbox is missing, grading raises `SandboxError`, unless `unsafe_code` says to do without.
+    """
 
     def __init__(
-        self, *, folder: Path | None = None, mirror: Path | None = None, limits: sandbox.Limits | None = None
+        self,
+        *,
+        folder: Path | None = None,
+        mirror: Path | None = None,
+        limits: sandbox.Limits | None = None,
+        unsafe_code: bool = False,
     ) -> None:
         self._rows = DATASET.load("test", folder=folder, mirror=mirror, also=("HumanEval.jsonl.gz", "HumanEval.jsonl"))
         self._limits = limits
+        self._unsafe_code = unsafe_code
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -43,7 +53,7 @@ class HumanEval(Task):
         item: dict[str, str] = dict(conversation)  # type: ignore[arg-type]
         program = f"{imports}\n\n{extract_program(completion)}"
         tests = f"{imports}\n\n{item['test']}\ncheck({item['entry_point']})"
-        return sandbox.run_tests(program, tests, self._limits).passed
+        return sandbox.run_tests(program, tests, self._limits, unsafe_code=self._unsafe_code).passed
 
 
 def leading_imports(prompt: str) -> str:

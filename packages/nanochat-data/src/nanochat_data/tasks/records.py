@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanochat_data.files import read_json_lines
+from nanochat_data.files import open_binary, read_json_lines, refuse_partial
 
 Record = Mapping[str, Any]
 
+ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet")
 SHUFFLE_SEED = 42
 """The reference shuffles every data set with this seed."""
 
@@ -34,21 +38,19 @@ class HubDataset:
     ) -> Sequence[Record]:
         """The split's rows, shuffled the same way wherever they come from.
 
-        `folder` holds `{split}.jsonl`, `.jsonl.gz` or `.parquet` (also `{split}-*`, as the hub names its shards), or a file
-        of a name in `also`; a mirror holds such a folder by the data set's short name or its hub path. Raises `ValueError`
-        saying where it looked.
+        `folder` holds `{split}.jsonl`, another of `ROW_SUFFIXES`, `{split}-*` as the hub names its shards, or a file of a name
+        in `also`; a mirror holds such a folder by the data set's short name or its hub path. Raises `ValueError` saying where
+        it looked.
         """
-        rows: Sequence[Record]
         if folder is not None:
-            rows = read_records(_found([folder], split, also))
+            parts: Sequence[Sequence[Record]] = read_parts(_found([folder], split, also))
         elif mirror is not None:
             # Without a configuration of its own, the hub keeps a data set's files in `data`.
             on_hub = mirror / self.path
-            rows = read_records(_found([mirror / self.folder, on_hub / (self.config or "data"), on_hub], split, also))
+            parts = read_parts(_found([mirror / self.folder, on_hub / (self.config or "data"), on_hub], split, also))
         else:
-            rows = self._load_from_hub(split)
-        order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
-        return _Reordered(rows, [int(index) for index in order])
+            parts = [self._load_from_hub(split)]
+        return _Shuffled(parts)
 
     def _load_from_hub(self, split: str) -> Sequence[Record]:
         import datasets
@@ -63,54 +65,82 @@ class HubDataset:
 
 
 class Row(dict[str, Any]):
-    """A row of a file, which knows where it is from."""
+    """A row of a file, which knows where it is from. A list is taken for a list of messages."""
 
-    __slots__ = ("_number", "_path", "_unit")
+    __slots__ = ("place",)
 
-    def __init__(self, values: Mapping[str, Any], path: Path, unit: str, number: int) -> None:
-        super().__init__(values)
-        self._path, self._unit, self._number = path, unit, number
-
-    @property
-    def place(self) -> str:
-        return f"{self._path}, {self._unit} {self._number}"
+    def __init__(self, value: object, place: str) -> None:
+        if not isinstance(value, (Mapping, list)):
+            raise ValueError(f"{place} is neither a JSON object nor a list of messages")
+        super().__init__({"messages": value} if isinstance(value, list) else value)
+        self.place = place
 
 
-def place_of(record: Record, source: str) -> str:
-    """File and line of a row, or the data set's name where the row is from the hub."""
-    return record.place if isinstance(record, Row) else source
+class _ParquetRows(Sequence[Row]):
+    """The rows of a parquet file, which stay in Arrow's memory until they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path = path
+        try:
+            self._table = pyarrow.parquet.ParquetFile(path).read()
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is empty, damaged or no parquet file ({reason})") from None
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return Row(self._table.slice(index, 1).to_pylist()[0], f"{self._path}, row {index + 1}")
 
 
-class _Reordered(Sequence[Record]):
-    """Rows in another order."""
+class _Shuffled(Sequence[Record]):
+    """The rows of several parts in one order, the same for the same number of rows."""
 
-    def __init__(self, rows: Sequence[Record], order: Sequence[int]) -> None:
-        self._rows = rows
-        self._order = order
+    def __init__(self, parts: Sequence[Sequence[Record]]) -> None:
+        self._parts = parts
+        self._starts = list(accumulate(map(len, parts), initial=0))
+        self._order = np.random.default_rng(SHUFFLE_SEED).permutation(self._starts[-1])
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self._rows[i] for i in self._order[index]]
-        return self._rows[self._order[index]]
+        row = int(self._order[index])
+        part = bisect_right(self._starts, row) - 1
+        return self._parts[part][row - self._starts[part]]
 
 
-def read_records(paths: Sequence[Path]) -> list[Record]:
-    """The rows of jsonl, jsonl.gz and parquet files, as mappings. Raises `ValueError` naming file and line."""
-    records: list[Record] = []
-    for path in paths:
-        if path.name.endswith(".parquet"):
-            records.extend(_read_parquet(path))
-            continue
-        for number, value in read_json_lines(path):
-            if not isinstance(value, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object")
-            records.append(Row(value, path, "line", number))
-    if not records:
+def read_parts(paths: Sequence[Path]) -> Sequence[Sequence[Row]]:
+    """The rows of each file. Raises `ValueError` naming file and line, or the files if they hold no row."""
+    parts = [_ParquetRows(path) if path.name.endswith(".parquet") else list(_read_json(path)) for path in paths]
+    if not any(map(len, parts)):
         raise ValueError(f"{', '.join(map(str, paths))} holds no row")
-    return records
+    return parts
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    if ".jsonl" in path.suffixes:
+        yield from (Row(value, f"{path}, line {number}") for number, value in read_json_lines(path))
+        return
+    try:
+        with open_binary(path) as file:
+            rows = json.load(file)
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must be a list of objects")
+    yield from (Row(value, f"{path}, entry {number}") for number, value in enumerate(rows, start=1))
+
+
+def place_of(record: Record, source: str) -> str:
+    """File and line of a row, or the data set's name where the row is from the hub."""
+    return record.place if isinstance(record, Row) else source
 
 
 def string_field(record: Record, field: str, source: str) -> str:
@@ -125,22 +155,12 @@ def string_field(record: Record, field: str, source: str) -> str:
 
 def _found(folders: Sequence[Path], split: str, also: Sequence[str]) -> list[Path]:
     """The split's files in the first folder that has any."""
-    name = re.compile(rf"{re.escape(split)}(-.*)?\.(jsonl|jsonl\.gz|parquet)")
+    name = re.compile(rf"{re.escape(split)}(-.*)?({'|'.join(map(re.escape, ROW_SUFFIXES))})")
     for folder in folders:
         if folder.is_dir():
             paths = sorted(path for path in folder.iterdir() if name.fullmatch(path.name) or path.name in also)
             if paths:
+                refuse_partial(paths)
                 return paths
     looked = " or ".join(str(folder) for folder in dict.fromkeys(folders))
     raise ValueError(f"no {split}.jsonl, {split}.jsonl.gz or {split}.parquet in {looked}")
-
-
-def _read_parquet(path: Path) -> list[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        values = pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is empty, damaged or no parquet file ({str(error).splitlines()[0]})") from None
-    return [Row(value, path, "row", number) for number, value in enumerate(values, start=1)]

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat_data.tasks.arc import ARC
 from nanochat_data.tasks.base import Task, TaskMixture
-from nanochat_data.tasks.custom_json import CustomJSON
+from nanochat_data.tasks.chat_files import CustomJSON, HubChats, SmolTalk
 from nanochat_data.tasks.gsm8k import GSM8K
 from nanochat_data.tasks.humaneval import HumanEval
-from nanochat_data.tasks.mmlu import MMLU
-from nanochat_data.tasks.smoltalk import SmolTalk
+from nanochat_data.tasks.multiple_choice import ARC, MMLU
+from nanochat_data.tasks.records import ROW_SUFFIXES
 from nanochat_data.tasks.spelling import SimpleSpelling, SpellingBee
-from nanochat_data.tasks.words import load_words
-from nanochat_data.tinyworld.task import TinyWorldTask
+from nanochat_data.tasks.tinyworld import TinyWorldTask
+from nanochat_data.words import load_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +28,8 @@ class TaskOptions:
     """Folder with the files of published data sets, one folder each; None: the hub."""
     words: Path | None = None
     """A word a line, for the spelling tasks; None: the built-in list."""
+    unsafe_code: bool = False
+    """Run programs that a model wrote (HumanEval) even where a wall of the sandbox is missing."""
 
 
 TINYWORLD_SIZE = 10_000
@@ -40,7 +41,7 @@ TASKS: Mapping[str, TaskFactory] = {
     "arc-challenge": lambda options: ARC("ARC-Challenge", options.split, mirror=options.mirror),
     "arc-easy": lambda options: ARC("ARC-Easy", options.split, mirror=options.mirror),
     "gsm8k": lambda options: GSM8K(options.split, mirror=options.mirror),
-    "humaneval": lambda options: HumanEval(mirror=options.mirror),
+    "humaneval": lambda options: HumanEval(mirror=options.mirror, unsafe_code=options.unsafe_code),
     "mmlu": lambda options: MMLU("auxiliary_train" if options.split == "train" else "test", mirror=options.mirror),
     "simplespelling": lambda options: SimpleSpelling(options.split, words=load_words(options.words)),
     "smoltalk": lambda options: SmolTalk(options.split, mirror=options.mirror),
@@ -54,13 +55,22 @@ ENTRY = re.compile(r"(?P<name>.+?)(\[:(?P<limit>\d+)\])?(:(?P<times>\d+))?")
 
 
 def make_task(name: str, options: TaskOptions | None = None, *, tasks: Mapping[str, TaskFactory] | None = None) -> Task:
-    """A task by its name, or `CustomJSON` of a `.jsonl` or `.jsonl.gz` path. Raises `ValueError` for any other name."""
-    if name.endswith((".jsonl", ".jsonl.gz")):
+    """A task by its name, the conversations of a file by its path, or of a set on the hub as `hub:owner/name:split`.
+
+    Raises `ValueError` for any other name.
+    """
+    options = options or TaskOptions()
+    if name.endswith(ROW_SUFFIXES):
         return CustomJSON(name)
+    if name.startswith("hub:"):
+        return HubChats(name, options.split, mirror=options.mirror)
     known = TASKS if tasks is None else tasks
     if name.lower() not in known:
-        raise ValueError(f"unknown task {name!r}; there are {', '.join(sorted(known))}, or the path of a .jsonl file")
-    return known[name.lower()](options or TaskOptions())
+        raise ValueError(
+            f"unknown task {name!r}; choose from {', '.join(sorted(known))}, hub:owner/name:split, "
+            f"or the path of a file ({', '.join(ROW_SUFFIXES)})"
+        )
+    return known[name.lower()](options)
 
 
 def parse_mixture(

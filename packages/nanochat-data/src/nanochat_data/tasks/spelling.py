@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from typing import Literal
 
-from nanochat_data.tasks.base import Conversation, Part, Task, text_of
+from nanochat_data.messages import Conversation, Part, text_of
+from nanochat_data.tasks.base import Task
+from nanochat_data.tasks.gsm8k import is_reference_answer
+from nanochat_data.words import LETTERS
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEST_SEED_OFFSET = 10_000_000
 """Item i is drawn with seed i, of the test split with this added, so that the splits differ (in items, not in words)."""
-
-ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 COUNT_QUESTIONS = (
     "How many {letter} are in {word}",
@@ -78,8 +77,7 @@ class SpellingBee(Task):
         }
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        found, reference = (ANSWER.search(text) for text in (completion, text_of(conversation["messages"][-1])))
-        return bool(found and reference and found[1].replace(",", "") == reference[1].replace(",", ""))
+        return is_reference_answer(conversation, completion)
 
 
 class SimpleSpelling(Task):

@@ -1,0 +1,106 @@
+"""A few hundred facts as relations, with statements and questions; some wordings of each question are held out for test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from nanochat_data.messages import LETTERS, ONLY_LETTER, render_choices
+from nanochat_data.synthetic.phrasing import Split, choose, table
+
+WHOLE_LINE = "Respond with the line of the correct answer."
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Pairs (subject, value) that are stated and asked in the same ways."""
+
+    pairs: Sequence[tuple[str, str]]
+    statements: Sequence[str]
+    questions: Sequence[str]
+
+
+@cache
+def relations() -> Mapping[str, Relation]:
+    """The relations by name."""
+
+    def pairs(text: str) -> Sequence[tuple[str, str]]:
+        subjects_and_values = (entry.split(":") for entry in " ".join(text.split()).split(","))
+        return tuple((subject.strip(), value.strip()) for subject, value in subjects_and_values)
+
+    entries = table("facts")["relations"].items()
+    return {name: Relation(pairs(e["pairs"]), tuple(e["statements"]), tuple(e["questions"])) for name, e in entries}
+
+
+def statement(rng: random.Random) -> str:
+    """A fact in a sentence."""
+    relation = relations()[rng.choice(tuple(relations()))]
+    subject, value = rng.choice(relation.pairs)
+    return _sentence(rng.choice(relation.statements).format(s=subject, v=value))
+
+
+def question(rng: random.Random, split: Split) -> tuple[str, str]:
+    """A question and its answer, in a sentence of the relation's own."""
+    relation, subject, value = _pick(rng)
+    return _asked(rng, relation, subject, split), value
+
+
+def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:
+    """A question with four choices in the reference's form, and the letter of the right one."""
+    relation, subject, value = _pick(rng)
+    choices = _choices(rng, relation, subject, value)
+    return render_choices(_asked(rng, relation, subject, split), choices), LETTERS[choices.index(value)]
+
+
+def choice_lesson(rng: random.Random) -> list[tuple[str, str]]:
+    """A multiple-choice question and a few short ones about the same choices, with their answers.
+
+    A letter alone is little to learn from: lookups, which name a choice, teach which letter it has, and lines, whose answer is
+    a line of the list word for word, that the letter follows its choice.
+    """
+    relation, subject, value = _pick(rng)
+    choices = _choices(rng, relation, subject, value)
+    lookups, line_questions = table("facts")["lookups"], table("facts")["lines"]
+    lines = {choice: f"- {choice}={letter}" for choice, letter in zip(choices, LETTERS, strict=False)}
+    asked = _asked(rng, relation, subject, "train")
+    if rng.random() < 0.3:
+        asked = rng.choice(lookups).format(v=value)
+    listed = render_choices(asked, choices)
+    turns = [(listed, lines[value][-1])]
+    if rng.random() < 0.3:
+        turns = [(listed.replace(ONLY_LETTER, WHOLE_LINE), lines[value])]
+    for choice in rng.sample(choices, rng.randint(0, 3)):
+        if rng.random() < 0.5:
+            turns.append((rng.choice(lookups).format(v=choice), lines[choice][-1]))
+        else:
+            turns.append((rng.choice(line_questions).format(v=choice, l=lines[choice][-1]), lines[choice]))
+    return turns
+
+
+def _choices(rng: random.Random, relation: Relation, subject: str, value: str) -> list[str]:
+    """The right value and three that are wrong, in any order."""
+    others = sorted({v for _, v in relation.pairs} - {v for s, v in relation.pairs if s == subject})
+    choices = [value, *rng.sample(others, 3)]
+    rng.shuffle(choices)
+    return choices
+
+
+def _pick(rng: random.Random) -> tuple[Relation, str, str]:
+    """Every fact as likely as another."""
+    relation, (subject, value) = rng.choice(_every_fact())
+    return relation, subject, value
+
+
+@cache
+def _every_fact() -> Sequence[tuple[Relation, tuple[str, str]]]:
+    return tuple((relation, pair) for relation in relations().values() for pair in relation.pairs)
+
+
+def _asked(rng: random.Random, relation: Relation, subject: str, split: Split) -> str:
+    return _sentence(choose(rng, relation.questions, split).format(s=subject))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
