@@ -108,7 +108,9 @@ def test_the_kernel_rounds_as_torch_does_in_bfloat16(kernel, length, window, kv_
     ours = outputs_and_gradients(lambda q, k, v: kernel(q, k, v, window, None), inputs)
     theirs = outputs_and_gradients(with_norm(lambda q, k, v: torchs_own(q, k, v, window)), inputs)
     for our, their, truth in zip(ours, theirs, exact, strict=True):
-        floor = 2e-3 * truth.square().mean().sqrt().clamp(min=0.3)  # a gradient may be zero, what it is the sum of is not
+        floor = 2e-3 * truth.square().mean().sqrt().clamp(
+            min=0.3
+        )  # a gradient may be zero, what it is the sum of is not
         assert (our - truth).square().mean().sqrt() <= 1.5 * (their - truth).square().mean().sqrt() + floor
 
 
