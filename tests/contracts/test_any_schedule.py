@@ -112,7 +112,7 @@ def ask(prompt: list[int], max_tokens: int, n: int = 1) -> Request:
 
 def test_the_oracle_calls_tools_and_one_row_alone_says_the_same(subject: Subject) -> None:
     forced = [[token for token, mask in said if not mask] for said in subject.expected]
-    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 2
+    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 3
     assert any((CALL_END, 1) in said and not tokens for said, tokens in zip(subject.expected, forced, strict=True))
     with Engine(prepare_for_inference(subject.model), TOKENIZER, tools=TOOLS, max_rows=1, prefix_rows=0) as engine:
         for prompt, said in zip(subject.prompts, subject.expected, strict=True):

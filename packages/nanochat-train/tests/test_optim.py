@@ -70,6 +70,56 @@ def test_matrices_without_gradient_rows_stay_finite():
     assert torch.isfinite(param).all()
 
 
+@pytest.mark.slow
+def test_a_compiled_optimizer_makes_the_same_steps_and_compiles_once():
+    def optimizer(*, compiled):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(64, 64), (64, 64), (32, 128), (128, 32), (4, 3), (100, 64)]
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        kinds = [{"params": params[:5], "kind": "muon", "lr": 0.1}, {"params": params[5:], "kind": "adamw", "lr": 0.1}]
+        return params, MuonAdamW(kinds, compiled=compiled)
+
+    def step(params, optimizer, i):
+        generator = torch.Generator().manual_seed(i)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / (1 + i)
+            if group["kind"] == "muon":
+                group["momentum"], group["weight_decay"] = 0.9 + i / 100, 0.1 * i
+        optimizer.step()
+
+    ours, theirs = optimizer(compiled=True), optimizer(compiled=False)
+    step(*ours, 0)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for i in range(1, 4):
+            step(*ours, i)
+    for i in range(4):
+        step(*theirs, i)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_of_one_shape_stay_views_of_one_tensor_whatever_replaces_them():
+    params = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
+    optimizer = MuonAdamW([{"params": params, "kind": "muon", "lr": 0.1}])
+    for i in range(3):
+        if i == 1:
+            params[1].data = params[1].data.clone()  # as moving a module to another device does
+        if i == 2:
+            optimizer.load_full_state({key: 2 * tensor for key, tensor in optimizer.full_state().items()})
+        before = [param.detach().clone() for param in params]
+        momentum = optimizer.full_state()
+        for param in params:
+            param.grad = torch.randn(4, 3)
+        optimizer.step()
+        assert not any(torch.equal(param, old) for param, old in zip(params, before, strict=True))
+        assert len({param.untyped_storage().data_ptr() for param in params}) == 1
+        for index, param in enumerate(params):
+            old = momentum.get(f"{index}.momentum_buffer", torch.zeros(4, 3))
+            expected = 0.95 * old + 0.05 * param.grad
+            torch.testing.assert_close(optimizer.full_state()[f"{index}.momentum_buffer"], expected)
+
+
 def test_wrong_groups_are_refused():
     with pytest.raises(ValueError, match="kind='sgd'"):
         MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(2))], "kind": "sgd", "lr": 0.1}])

@@ -17,6 +17,10 @@ ADAMW_DEFAULTS = {"betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 MUON_DEFAULTS = {"momentum": 0.95, "beta2": 0.9, "steps": 5, "weight_decay": 0.0}
 
 
+SMALLEST_COMPILED = 4096
+"""Banks of fewer elements are stepped eagerly: what there is to save is less than what another shape costs to compile."""
+
+
 @dataclass(slots=True)
 class Bank:
     """Parameters that are stepped together: Muon's equally shaped matrices, or a single one of AdamW."""
@@ -75,8 +79,11 @@ class MuonAdamW(torch.optim.Optimizer):
         self.grad_norm = torch.zeros(())
         """Euclidean norm of all gradients together, as they were last reduced."""
         self.compiled = compiled
-        kernel: Callable[..., Any] = partial(torch.compile, dynamic=True) if compiled else lambda function: function
-        self._adamw_, self._direction_, self._update_ = map(kernel, (adamw_, muon.direction_, muon.update_))
+        self._kernels: tuple[Callable[..., Any], ...] = (adamw_, muon.direction_, muon.update_)
+        self._compiled_kernels: tuple[Callable[..., Any], ...] = ()
+        if compiled:
+            kernel: Callable[..., Any] = partial(torch.compile, dynamic=True)
+            self._compiled_kernels = tuple(map(kernel, self._kernels))
         self._banks: list[Bank] = []
         self._reduced = False
         groups = []
@@ -195,17 +202,22 @@ class MuonAdamW(torch.optim.Optimizer):
     def _update(self, bank: Bank, grads: Tensor) -> None:
         """Steps `bank.mine` in place, given its gradients."""
         group, state = bank.group, self._state(bank)
+        compiled = self.compiled and bank.mine.numel() >= SMALLEST_COMPILED
+        step_adamw_, direction_, update_ = self._compiled_kernels if compiled else self._kernels
+
+        def scalar(value: float) -> Tensor | float:
+            """A number that changes from step to step; to a compiler a tensor, lest it compile each value anew."""
+            return torch.tensor(value, dtype=torch.float32) if compiled else value
+
         if bank.is_muon:
-            x = self._direction_(
-                grads, state["momentum_buffer"], self._scalar(group["momentum"]), dtype=self.compute_dtype
-            )
-            self._update_(
+            x = direction_(grads, state["momentum_buffer"], scalar(group["momentum"]), dtype=self.compute_dtype)
+            update_(
                 bank.mine,
                 muon.orthogonalise(x, steps=group["steps"]),
                 state["second_moment"],
-                lr=self._scalar(group["lr"] * muon.shape_factor(*bank.mine.shape[-2:])),
-                weight_decay=self._scalar(group["weight_decay"]),
-                beta2=self._scalar(group["beta2"]),
+                lr=scalar(group["lr"] * muon.shape_factor(*bank.mine.shape[-2:])),
+                weight_decay=scalar(group["weight_decay"]),
+                beta2=scalar(group["beta2"]),
             )
             return
         state["step"] += 1
@@ -214,11 +226,8 @@ class MuonAdamW(torch.optim.Optimizer):
         correction = (1 - beta2**step) ** 0.5
         rate = group["lr"] * correction / (1 - beta1**step)
         factors = (beta1, beta2, 1 - group["lr"] * group["weight_decay"], rate, group["eps"] * correction)
-        self._adamw_(bank.mine, grads, state["exp_avg"], state["exp_avg_sq"], *map(self._scalar, factors))
-
-    def _scalar(self, value: float) -> Tensor | float:
-        """A number that changes from step to step; to a compiler a tensor, lest it compile each value anew."""
-        return torch.tensor(value, dtype=torch.float32) if self.compiled else value
+        tensors = (bank.mine, grads.contiguous(), state["exp_avg"], state["exp_avg_sq"])
+        step_adamw_(*(tensor.view(-1) for tensor in tensors), *map(scalar, factors))
 
     def _state(self, bank: Bank) -> dict[str, Tensor]:
         """The buffers of a bank, zeros at first; what the optimizer's state of a parameter held is taken over."""
