@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from nanochat_apps import chat_backend
 from nanochat_apps.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine, Event
@@ -183,6 +185,25 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(field: str) -> None:
         InvalidRequestError, match=f"{field}: token id {unknown} is outside the vocabulary of {unknown}"
     ):
         events_of(saying(["a"]), request(**{field: values[field]}))
+
+
+def test_the_cache_takes_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path)
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    monkeypatch.setattr(chat_backend, "LEAST_BUDGET_BYTES", 1)
+    monkeypatch.setattr(chat_backend, "free_memory", lambda device: weights + (1 << 20))
+    backend = create_backend(checkpoint)
+    rows = backend.status().workers[0].max_running
+    events_of(backend)
+    budget = create_backend(checkpoint, kv_budget_bytes=1 << 19)
+    assert rows == budget.status().workers[0].max_running < 32
+    events_of(budget)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    monkeypatch.undo()
+    assert chat_backend.free_memory(torch.device("cpu")) > 1 << 20
+    monkeypatch.setattr(chat_backend, "CGROUP", tmp_path)
+    assert chat_backend.free_memory(torch.device("cpu")) == 2_000_000
 
 
 def test_a_call_that_is_cut_off_is_no_text() -> None:

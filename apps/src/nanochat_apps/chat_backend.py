@@ -30,6 +30,10 @@ from nanochat_serve import (
     WorkerStatus,
 )
 
+LEAST_BUDGET_BYTES = 64 << 20
+"""What keys and values get where hardly anything is free, so that a small model still starts."""
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 def create_backend(
     checkpoint_dir: str | Path,
@@ -37,15 +41,34 @@ def create_backend(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: Literal["int8"] | None = None,
+    kv_budget_bytes: int | None = None,
     **settings: Any,
 ) -> EngineBackend:
     """Loads a checkpoint and starts an engine on it, whose `settings` are `nanochat_engine.Engine`'s.
 
+    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free.
     Takes as long as reading the files does. Raises `ValueError` naming the file that is missing or damaged.
     """
+    if kv_budget_bytes is None:
+        weights = Path(checkpoint_dir) / "model.safetensors"
+        free = free_memory(torch.device(device)) - (weights.stat().st_size if weights.is_file() else 0)
+        kv_budget_bytes = max(free // 2, LEAST_BUDGET_BYTES)
+    settings |= {"kv_budget_bytes": kv_budget_bytes}
     return EngineBackend(
         nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype, quantize=quantize, **settings)
     )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated there: the device's, or the machine's within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 1 << 62)
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def create_worker(*, checkpoint_dir: str, device: str, dtype: str, **settings: Any) -> EngineBackend:

@@ -74,7 +74,7 @@ class Settings:
     prefix_rows: int | None = None
     """Rows beside these that keep cached prefixes of earlier prompts; 0 keeps none. Default: as many."""
     kv_budget_mib: int | None = None
-    """Memory that the keys and values of one replica's rows may take; fewer rows fit then."""
+    """Memory that the keys and values of one replica's rows may take; fewer rows fit then. Default: half of what is free."""
     prefill_tokens: int = 256
     """Prompt tokens computed in a step, beside one token of each answer."""
     max_requests: int = 64

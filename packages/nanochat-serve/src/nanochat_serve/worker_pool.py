@@ -130,6 +130,7 @@ class _Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._ids = itertools.count()
         self._answers: dict[int, asyncio.Queue[ChatEvent | Exception]] = {}
+        self._samples: dict[int, int] = {}
         self._max_running = 1
         self._was_ready: asyncio.Future[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -144,8 +145,8 @@ class _Worker:
 
     @property
     def num_answers(self) -> int:
-        """Answers that it was asked for and has not ended."""
-        return len(self._answers)
+        """Samples that it was asked for and has not ended."""
+        return sum(self._samples.values())
 
     @property
     def has_room(self) -> bool:
@@ -162,7 +163,7 @@ class _Worker:
         assert self._process is not None
         assert self._process.stdin is not None
         request_id = next(self._ids)
-        self._answers[request_id] = asyncio.Queue()
+        self._answers[request_id], self._samples[request_id] = asyncio.Queue(), request.params.n
         self._process.stdin.write(encode({"id": request_id, "request": request_to_json(request)}))
         return request_id
 
@@ -171,7 +172,7 @@ class _Worker:
 
     def leave(self, request_id: int, *, cancel: bool) -> None:
         """Forgets an answer, and if it has not ended, tells the worker that nobody reads it any more."""
-        self._answers.pop(request_id, None)
+        del self._answers[request_id], self._samples[request_id]
         if cancel and self.ready and self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(encode({"cancel": request_id}))
 
