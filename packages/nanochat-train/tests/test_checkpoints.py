@@ -10,18 +10,26 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from nanochat_train import (
     CheckpointError,
     Ema,
+    Evaluated,
+    Evaluation,
     JsonlLogger,
+    Logger,
     Loggers,
     MuonAdamW,
     PlainLogger,
     Pretraining,
+    Run,
+    RunFolder,
+    TrackerLogger,
     Trainer,
     TrainingState,
     bits_per_byte,
@@ -200,6 +208,113 @@ def test_what_is_measured_later_is_added_beside_the_files(tmp_path):
     checkpoints.add_outcome(directory, scores={"val_bpb": 1.5}, finished=True)
     assert (load_meta(directory)["scores"], load_meta(directory)["finished"]) == ({"val_bpb": 1.5}, True)
     verify_checkpoint(directory)
+
+
+SETTINGS = {"depth": 4, "eval_every": 10}
+
+
+def run_folder(root: Path, *, resume_from_step=None, overwrite=False, **settings) -> RunFolder:
+    return RunFolder(
+        root,
+        settings=SETTINGS | settings,
+        may_change=frozenset({"eval_every"}),
+        resume_from_step=resume_from_step,
+        overwrite=overwrite,
+    )
+
+
+def train(folder: RunFolder, *, num_iterations: int = 6, stop_after: int | None = None, **more) -> list[str]:
+    """Trains, or resumes, in a folder; returns what is said."""
+    said: list[str] = []
+
+    class Said(Logger):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    trainer = make_trainer(num_iterations)
+    folder.configure(writers=[write_model(trainer)], meta={"data_fingerprints": {"text": "a" * 64}})
+    folder.restore(trainer, lambda directory: None)
+    loggers = lambda: [JsonlLogger(folder.metrics_file, resume_step=trainer.step), Said()]  # noqa: E731
+    run = Run(stage="base", folder=folder, make_loggers=loggers, save_every=2, **more)
+    trainer.fit(run=run, should_stop=lambda: trainer.step == stop_after)
+    return said
+
+
+def test_a_stopped_run_resumes_by_the_same_command_and_says_which_one_where_that_would_not(tmp_path):
+    said = train(run_folder(tmp_path), stop_after=3)
+    assert said[-1] == "base: stopped after step 3, which is saved; the same command resumes from there"
+    again = run_folder(tmp_path, eval_every=5)
+    assert (again.resumed, again.is_finished) == (tmp_path / "step_000003", False)
+    train(again)
+    assert list_steps(tmp_path) == [2, 3, 4, 6]
+    assert run_folder(tmp_path).is_finished
+    assert len({load_meta(tmp_path / f"step_00000{step}")["run_id"] for step in (2, 3, 4, 6)}) == 1
+    with pytest.raises(ValueError, match=r"holds another run \(depth was 4, is now 5\): --overwrite starts a new one"):
+        run_folder(tmp_path, depth=5)
+    assert "in place of this command's --overwrite" in train(run_folder(tmp_path, overwrite=True), stop_after=1)[-1]
+    assert list_steps(tmp_path) == [1]
+    assert run_folder(tmp_path).resumed == tmp_path / "step_000001"
+    assert "in place of" in train(run_folder(tmp_path, resume_from_step=4), stop_after=5)[-1]
+    assert list_steps(tmp_path) == [5]
+
+
+def test_a_run_of_the_first_edition_has_no_id_and_resumes_all_the_same(tmp_path):
+    old = save_checkpoint(
+        tmp_path,
+        3,
+        writers=[],
+        meta={"settings": SETTINGS, "scores": {"val_bpb": 1.0}, "data_fingerprints": {"text": "a" * 64}},
+        training=old_state(),
+    )
+    assert "run_id" not in load_meta(old)
+    folder = run_folder(tmp_path)
+    train(folder)
+    assert (folder.resumed, list_steps(tmp_path)) == (old, [3, 4, 6])
+    other = run_folder(tmp_path)
+    other.configure(writers=[], meta={"data_fingerprints": {"text": "b" * 64}})
+    with pytest.raises(ValueError, match=r"was made with other text \(fingerprint a{12}, now b{12}\)"):
+        other.restore(make_trainer(), lambda directory: None)
+
+
+def old_state() -> TrainingState:
+    """After three steps, with the counters that there were."""
+    trainer = make_trainer()
+    trainer.fit(should_stop=lambda: trainer.step == 3)
+    saved = state.capture(trainer)
+    names = ("step", "tokens_seen", "loader")
+    return replace(saved, values=saved.values | {"loop": {name: saved.values["loop"][name] for name in names}})
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_first_at_the_next_step(tmp_path):
+    def interrupt_twice() -> Evaluated:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return Evaluated()
+
+    evaluation = Evaluation(every=2, evaluate=interrupt_twice, at_start=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_folder(tmp_path), evaluations=[evaluation])
+    assert list_steps(tmp_path) == [2], "it was saved before it was evaluated"
+
+
+def test_trackers_get_metrics_by_step_and_are_named_where_they_are_missing(monkeypatch):
+    calls = []
+    run = SimpleNamespace(
+        log=lambda metrics, step: calls.append((step, metrics)), finish=lambda: calls.append("finished")
+    )
+    fake = SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    logger = TrackerLogger("trackio", project="nanochat", name="a", settings={"depth": 4})
+    logger.log(3, {"loss": 2.0})
+    logger.close()
+    assert calls == [
+        {"project": "nanochat", "name": "a", "resume": "allow", "config": {"depth": 4}},
+        (3, {"loss": 2.0}),
+        "finished",
+    ]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="logging to wandb needs it: pip install wandb"):
+        TrackerLogger("wandb", project="nanochat", name="a", settings={})
 
 
 def test_training_state_comes_back_bit_for_bit(tmp_path):
