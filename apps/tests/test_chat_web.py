@@ -174,7 +174,7 @@ def test_what_is_wrong_with_flags(base: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, errors = failure(base, "--host", "127.0.0.1", "--port", port)
-    assert (code, errors) == (2, f"chat-web: error: --port {port}: another program listens there; choose another one\n")
+    assert (code, errors) == (2, f"chat-web: error: --port {port}: already in use; choose another one\n")
     code, errors = failure(base, "--port", "70000")
     assert code == 2
     assert "--port 70000 must be between 0 and 65535" in errors
