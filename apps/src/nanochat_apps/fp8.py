@@ -54,7 +54,7 @@ def use_fp8(model: GPT, *, emulate: bool = False) -> None:
 def in_bfloat16(model: GPT) -> Iterator[None]:
     """The model with its plain linear maps, on the same weights, for evaluation and samples."""
     import torch
-    from nanochat_model.gpt import Linear
+    from nanochat_model.block import Linear
 
     swapped = []
     for name, module in list(model.named_modules()):

@@ -10,16 +10,14 @@ from typing import Any
 
 from aiohttp import web
 
+from nanochat_serve.field_types import TOKEN_ID, Messages, Schema
 from nanochat_serve.fields import (
     CHAT,
     DETOKENIZE,
     RESPONSES,
     SEED_CHAT,
     TEXT,
-    TOKEN_ID,
     TOKENIZE,
-    Messages,
-    Schema,
     body_schema,
 )
 from nanochat_serve.settings import ServerSettings
