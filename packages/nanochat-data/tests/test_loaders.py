@@ -130,6 +130,7 @@ def test_a_limit_of_rows_is_a_fair_sample_of_the_split(tmp_path, monkeypatch):
     for number, (letter, length) in enumerate([("a", 5), ("b", 40), ("c", 170)]):
         write_jsonl(tmp_path / f"{number}.jsonl", [letter * length] * (60_000 // length))
     monkeypatch.setattr(documents, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(pretrain, "BUFFER_TOKENS", 1 << 20)
     shards = byte_shards(tmp_path, split="train")
     counts = Counter()
     for batch in validation_batches(shards, batch_size=4, sequence_len=64, max_rows=300):
@@ -186,6 +187,7 @@ def test_epochs_are_counted_and_each_has_an_order_of_its_own(shards):
         epochs.setdefault(loader.epoch, []).append(next(loader).inputs.tolist())
     assert len(epochs[0]) == pytest.approx(len(epochs[1]), rel=0.1)
     assert epochs[0] != epochs[1]
+    assert loader.unit_order(0) != loader.unit_order(1)
 
 
 def test_a_prefetcher_gives_the_same_batches_and_states(shards):

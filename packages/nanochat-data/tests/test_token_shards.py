@@ -190,10 +190,14 @@ def test_processes_build_while_the_loader_reads(text):
     shards = opened(text)
     loader = PretrainLoader(shards, batch_size=2, sequence_len=16, num_epochs=1)
     with ShardBuilder(loader.unit_order(), num_workers=2):
-        batches = [batch.inputs.tolist() for batch in loader]
-    alone = PretrainLoader(opened(text).build(), batch_size=2, sequence_len=16, num_epochs=1)
-    assert batches == [batch.inputs.tolist() for batch in alone]
+        batches = [batch.targets.tolist() for batch in loader]
     assert not multiprocessing.active_children()
+    alone = PretrainLoader(opened(text).build(), batch_size=2, sequence_len=16, num_epochs=1)
+    assert batches == [batch.targets.tolist() for batch in alone]
+    found = Counter(np.ravel(batches).tolist())
+    assert {token: found[token] for token in found if token not in (-1, ByteEncoder.bos_id)} == Counter(
+        b"".join([*(t.encode() for t in TEXTS), b"# one\n" * 300])
+    )
 
 
 @pytest.mark.parametrize(

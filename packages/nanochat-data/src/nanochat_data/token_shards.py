@@ -1,7 +1,7 @@
 """Token shards: the text of a split as token ids on disk, built once by many processes, verified, and read by memory map.
 
 A shard is an Arrow file with a column `token_ids`, a list a document. Who builds shards notes each in a file of lines of
-its own (`built-*.jsonl`), with its size and hash; a shard that is not noted is not there. So any number of processes on any
+its own (`built-*.jsonl`), with its hash; a shard that is not noted is not there. So any number of processes on any
 number of nodes can build into one folder, and whoever reads waits for a shard by looking for its note.
 """
 
@@ -51,7 +51,7 @@ class TokenShards:
     """The shards of a text source, built or being built: part 0, 1, ... of each unit of the source.
 
     Their folder under `root` is named by all that shapes them: every byte of the text, the tokenizer, the format. What an
-    earlier run built is taken over once its sizes and hashes are found right. Ranks that open the same text share the work of
+    earlier run built is taken over once its hashes are found right. Ranks that open the same text share the work of
     hashing it. Raises `ValueError` naming a shard that is damaged.
     """
 
@@ -169,7 +169,7 @@ class TokenShards:
         _write(path, np.frombuffer(tokens, np.uint32), np.array(ends, np.int64))
         digest = hash_file(path)
         self._hashes.add(path, digest)
-        counts = {"documents": len(ends), "tokens": len(tokens), "size": path.stat().st_size}
+        counts = {"documents": len(ends), "tokens": len(tokens)}
         self._notes.write({"unit": unit, "part": part, **counts, "hash": digest})
 
     def _verify(self, rank: int, world_size: int) -> None:
@@ -180,17 +180,10 @@ class TokenShards:
                 del self._notes.shards[unit, part]
                 self._notes.num_parts.pop(unit, None)
         paths = [_path(self.folder, unit, part) for unit, part in self._notes.shards]
-        for path, note in zip(paths, self._notes.shards.values(), strict=True):
-            if path.stat().st_size != note["size"]:
-                raise ValueError(
-                    f"{path} is damaged (its size is not that of its note); remove it, and it is built again"
-                )
         digests = self._hashes.of(paths, rank=rank, world_size=world_size)
         for path, note, digest in zip(paths, self._notes.shards.values(), digests, strict=True):
             if note["hash"] != digest:
-                raise ValueError(
-                    f"{path} is damaged (its hash is not that of its note); remove it, and it is built again"
-                )
+                raise ValueError(f"{path} is damaged (it is not what its note says); remove it, and it is built again")
 
 
 class _Notes:

@@ -230,13 +230,20 @@ class Form:
             message = {"role": "assistant", "content": choice.text, "refusal": None} | tools
             said = {"message": message} if self.kind == "chat" else {"text": choice.text} | tools
             rest = {"finish_reason": choice.end.reason, "logprobs": self.logprobs(choice.tokens)}
-            choices.append({"index": index, **said, **rest} | self._scored(choice))
-        return self.head(whole=True) | {"choices": choices, "usage": self.usage()} | self.extras()
+            choices.append({"index": index, **said, **rest} | self._scored(index, "text"))
+        return (
+            self.head(whole=True)
+            | {"choices": choices, "usage": self.usage()}
+            | self._scored(0, "chat")
+            | self.extras()
+        )
 
-    def _scored(self, choice: Choice) -> dict[str, Any]:
-        if self.parsed["prompt_logprobs"] is None or choice.prompt is None:
+    def _scored(self, index: int, kind: str) -> dict[str, Any]:
+        """Where vLLM has the prompt's: in the choices of texts, beside those of chats."""
+        prompt = self.choices[index].prompt
+        if self.kind != kind or prompt is None or self.parsed["prompt_logprobs"] is None:
             return {}
-        return {"prompt_logprobs": prompt_logprobs(choice.prompt.tokens)}
+        return {"prompt_logprobs": prompt_logprobs(prompt.tokens)}
 
     def extras(self) -> dict[str, Any]:
         """What was clamped, and how fast it went."""
@@ -296,18 +303,13 @@ class _Chunks:
         self._usage: dict[str, Any] = {"usage": None} if self._with_usage else {}
 
     def __call__(self, prompt: int, event: ChatEvent) -> list[Line]:
-        lines: list[Line] = [
-            chunk for more in self._form.take(prompt, event) if (chunk := self._chunk(more)) is not None
-        ]
+        chunks = [chunk for more in self._form.take(prompt, event) if (chunk := self._chunk(more)) is not None]
         self._num_open -= isinstance(event, Finished)
         if self._num_open:
-            return lines
+            return [*chunks]
         if self._with_usage:
-            lines.append(self._head | {"choices": [], "usage": self._form.usage()})
-        return [*lines[:-1], self._merged(lines[-1]), "[DONE]"]
-
-    def _merged(self, line: Line) -> Line:
-        return line if isinstance(line, str) else line | self._form.extras()
+            chunks.append(self._head | {"choices": [], "usage": self._form.usage()})
+        return [*chunks[:-1], chunks[-1] | self._form.extras(), "[DONE]"]
 
     def _chunk(self, more: More) -> dict[str, Any] | None:
         form, choice = self._form, self._form.choices[more.index]
