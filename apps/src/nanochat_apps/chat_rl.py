@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nanochat_train import StepReport, World
 
 SAMPLES_FILE = "samples.jsonl"
+MAX_ROWS = 8
+"""Answers of a micro-batch, as in the reference: their tokens share its weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,15 +98,8 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
     tokenizer = Tokenizer.load(start / "tokenizer")
     model = load_model(start, device=where, dtype=training_model.compute_dtype(where, settings.dtype))
     trained = training_model.trained(model, settings, num_steps=0)
-    rows = training.micro_batch_rows(
-        settings,
-        folder,
-        trained,
-        length=model.config.sequence_len,
-        total=settings.num_samples,
-        where=where,
-        world=world,
-    )
+    sizes = {"length": model.config.sequence_len, "total": settings.num_samples, "most": MAX_ROWS}
+    rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
     sampler = rollouts.make_sampler(settings, model, tokenizer)
     loader = rollouts.make_loader(settings, sampler, train_task, rows, start, world)
     num_steps = settings.num_iterations or settings.num_epochs * len(train_task) // settings.examples_per_step

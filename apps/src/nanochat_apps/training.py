@@ -48,7 +48,7 @@ def open_folder(settings: RunSettings, source: str, tag: str) -> RunFolder:
             settings=as_json(settings),
             may_change=may_change(settings),
             resume_from_step=settings.resume_from_step,
-            overwrite=settings.overwrite,
+            overwrite=settings.overwrite or settings.trial,  # which saves nothing
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -73,6 +73,7 @@ def micro_batch_rows(
     where: torch.device,
     world: World,
     default: int | None = None,
+    most: int = MAX_ROWS,
 ) -> int:
     """Rows of a rank's micro-batch that divide its `total` of a step: as asked, as before, or as many as fit."""
     saved = folder.meta.get("device_batch_size") if folder.resumed is not None else default
@@ -80,7 +81,7 @@ def micro_batch_rows(
         return min(settings.device_batch_size, total)
     if saved and total % min(saved, total) == 0:
         return int(min(saved, total))
-    most = MAX_ROWS if where.type != "cpu" else max(1, MAX_TOKENS_ON_CPU // length)
+    most = most if where.type != "cpu" else max(1, min(most, MAX_TOKENS_ON_CPU // length))
     return rows_that_fit(model, length=length, most=most, total=total, device=where, world=world)
 
 

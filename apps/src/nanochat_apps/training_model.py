@@ -6,12 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from nanochat_model import GPT, kernels, load_model
+from nanochat_model.gpt import Block
 from nanochat_tokenizer import Tokenizer
 from nanochat_train import load_meta, verify_checkpoint
 from torch.utils.checkpoint import checkpoint
@@ -84,14 +84,17 @@ def trained(model: GPT, settings: RunSettings, *, num_steps: int) -> GPT | Compi
     return CompiledLoss(model, torch.compile(model.loss, dynamic=False))
 
 
-def checkpoint_activations(model: GPT) -> None:
-    """Keeps only the input of each block for the backward pass, which computes the rest again."""
+class CheckpointedBlock(Block):
+    """A block that keeps only its input for the backward pass, which computes the rest again."""
 
-    def forward(block: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
+    def forward(self, *inputs: Any) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            return block(*inputs)
-        again: torch.Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return super().forward(*inputs)
+        again: torch.Tensor = checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)
         return again
 
+
+def checkpoint_activations(model: GPT) -> None:
+    """Makes all blocks checkpointed ones, on the same weights."""
     for block in model.blocks:
-        block.forward = partial(forward, block.forward)  # type: ignore[method-assign]
+        block.__class__ = CheckpointedBlock

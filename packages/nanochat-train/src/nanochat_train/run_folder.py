@@ -78,6 +78,7 @@ class RunFolder:
             self.hint = (
                 "--resume-from-step 0 in place of this command's --overwrite or --resume-from-step resumes from there"
             )
+        self._saved_step = int(self.meta["step"]) if continued else None
         self.more_meta: dict[str, Any] = {}
         self.writers: Sequence[Writer] = ()
         self.keep_last: int | None = None
@@ -118,7 +119,9 @@ class RunFolder:
 
     def save(self, trainer: Trainer, *, scores: Mapping[str, float], keep_also: int | None) -> None:
         """A checkpoint of this very step, written by the first rank while the others wait."""
-        training = state.capture(trainer)
+        if trainer.step == self._saved_step:
+            return
+        self._saved_step, training = trainer.step, state.capture(trainer)
         if trainer.world.is_main:
             save_checkpoint(
                 self.root,
