@@ -1,6 +1,7 @@
 """Training speed against the matmul peak of the same minutes, where a step's time goes, and how both grow.
 
 uv run python benchmarks/training.py speed [L|SSSL] [compiled]   # tok/s, share of the peak, share of the optimizer
+uv run python benchmarks/training.py attention [window]          # forward and backward beside torch's own kernel
 uv run python benchmarks/training.py data                        # a step with a real loader beside one with none
 uv run python benchmarks/training.py profile                     # docs/images/training-step.svg
 uv run python benchmarks/training.py scaling                     # docs/images/training-scaling.svg
@@ -31,9 +32,11 @@ from nanochat_apps.training_model import CompiledLoss
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
+from nanochat_model.attention import rotary_table
 from nanochat_tokenizer import train_tokenizer
 from nanochat_train import MuonAdamW, Pretraining, Rates, Trainer, param_groups
 from nanochat_train.testing import ArrayBatch
+from torch.nn.functional import scaled_dot_product_attention
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,6 +165,33 @@ def speed(windows: str = "L", compiled: str = "") -> None:
         "optimizer_share": round(statistics.median(optimizer[1:]) / step, 3),
     }
     print(json.dumps(row), flush=True)
+
+
+def attention(window: str = "512") -> None:
+    """B 16, H 4, T 512, D 64: the kernel, which rotates and normalises too, and torch's own without that, in turns."""
+    assert kernels.load(), "needs a C++ compiler"
+    B, T, H, D = 16, 512, 4, 64
+    for dtype in (torch.bfloat16, torch.float32):
+        qk, v, grad = (torch.randn(B, T, heads, D).to(dtype).requires_grad_() for heads in (2 * H, H, H))
+        cos, sin = (x[None, :, None].to(dtype) for x in rotary_table(T, D, 1e5))
+        q_BHTD, k_BHTD, v_BHTD = (x.detach().transpose(1, 2).requires_grad_() for x in (qk[:, :, :H], qk[:, :, H:], v))
+        ways = {
+            "kernel": lambda qk=qk, v=v, cos=cos, sin=sin: kernels.attention(
+                qk, v, cos, sin, None, window=int(window), scale=D**-0.5, eps=1e-6
+            ),
+            "torch": lambda inputs=(q_BHTD, k_BHTD, v_BHTD): scaled_dot_product_attention(
+                *inputs, is_causal=True
+            ).transpose(1, 2),
+        }
+        durations: dict[str, list[float]] = defaultdict(list)
+        for _ in range(ROUNDS + 1):
+            for name, way in ways.items():
+                start = CLOCK()
+                way().backward(grad)
+                durations[name].append(CLOCK() - start)
+        medians_ms = {name: 1e3 * statistics.median(values[1:]) for name, values in durations.items()}
+        row = {"dtype": str(dtype), "window": int(window), **{f"{k}_ms": round(v, 1) for k, v in medians_ms.items()}}
+        print(json.dumps({**row, "ratio": round(medians_ms["torch"] / medians_ms["kernel"], 2)}), flush=True)
 
 
 def data() -> None:
@@ -322,7 +352,14 @@ def main() -> None:
     devices.tune_process()
     if PROCESSOR_TIME:
         torch.set_num_threads(1)
-    ways = {"speed": speed, "data": data, "profile": profile, "scaling": scaling, "memory": memory}
+    ways = {
+        "speed": speed,
+        "attention": attention,
+        "data": data,
+        "profile": profile,
+        "scaling": scaling,
+        "memory": memory,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in ways:
         print(__doc__)
         sys.exit(0 if "--help" in sys.argv else 2)

@@ -27,6 +27,7 @@ namespace blas = at::native::cpublas;
 
 constexpr int64_t ROWS = 64;  // queries (forward) or keys (backward) of a block
 constexpr int64_t COLUMNS = 512;  // keys or queries that a block is multiplied with at a time
+constexpr int64_t AHEAD = 12;  // rows
 constexpr int64_t MAX_DIM = 512;
 constexpr int64_t GRAIN = 32;  // what AMX likes lengths to be multiples of; the rest is zeros
 
@@ -82,6 +83,10 @@ template <typename T> struct Head {
   T* data;
   int64_t stride;
   T* row(int64_t t) const { return data + t * stride; }
+  // Asks for a row that is read some rows later: they are too far apart for the processor to foresee it.
+  void prefetch(int64_t t, int64_t D) const {
+    for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(row(t + AHEAD) + d);
+  }
 };
 
 template <typename T> Head<T> head(const at::Tensor& x, int64_t b, int64_t h) {
@@ -99,11 +104,13 @@ ALWAYS_INLINE void interleave(const at::BFloat16* even, const at::BFloat16* odd,
 // (T, D) as the right-hand factor (T, D): out (padded T / PAIR, D, PAIR).
 template <typename T> void pack(Head<T> x, int64_t length, int64_t D, T* out) {
   T zeros[MAX_DIM] = {};
-  for (int64_t t = 0; t < padded(length); t += PAIR<T>)
+  for (int64_t t = 0; t < padded(length); t += PAIR<T>) {
+    x.prefetch(t, D), x.prefetch(t + PAIR<T> - 1, D);
     if constexpr (PAIR<T> == 2)
       interleave(t < length ? x.row(t) : zeros, t + 1 < length ? x.row(t + 1) : zeros, D, out + t * D);
     else
       std::copy_n(t < length ? x.row(t) : zeros, D, out + t * D);
+  }
 }
 
 // (R, C) as (C, R), in tiles that fit the registers: C and R are multiples of 16, of the source `rows` are there.
@@ -148,16 +155,31 @@ class Scratch {
 };
 
 // Rotary embedding and RMSNorm of a head's queries or keys: channel d pairs with d + D / 2; the norm is not changed by rotating.
-template <typename T> struct Rotation {
+template <typename T> class Rotation {
+ public:
   const T *cos, *sin;  // (T, D / 2)
   int64_t length, D;
   float eps;
 
   // out (T, D) and each row's factor 1 / rms.
   void apply(Head<T> x, T* out, float* inverses) const {
-    const int64_t half = D / 2;
+    D == 64 ? apply<64>(x, out, inverses) : D == 128 ? apply<128>(x, out, inverses) : apply<0>(x, out, inverses);
+  }
+
+  // From gradients (T, D) by what `apply` gave as y (T, D): the gradient r (g - y mean(y g)), rotated back, into out.
+  void backward(const float* grads, const T* y, const float* inverses, Head<T> out) const {
+    D == 64    ? backward<64>(grads, y, inverses, out)
+    : D == 128 ? backward<128>(grads, y, inverses, out)
+               : backward<0>(grads, y, inverses, out);
+  }
+
+ private:
+  // DIM is D where it is known early, or 0.
+  template <int64_t DIM> void apply(Head<T> x, T* out, float* inverses) const {
+    const int64_t D = DIM > 0 ? DIM : this->D, half = D / 2;
     for (int64_t t = 0; t < length; ++t) {
       const T *row = x.row(t), *c = cos + t * half, *s = sin + t * half;
+      x.prefetch(t, D);
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t d = 0; d < D; ++d) sum += widen(row[d]) * widen(row[d]);
@@ -171,9 +193,8 @@ template <typename T> struct Rotation {
     }
   }
 
-  // From gradients (T, D) by what `apply` gave as y (T, D): the gradient r (g - y mean(y g)), rotated back, into out.
-  void backward(const float* grads, const T* y, const float* inverses, Head<T> out) const {
-    const int64_t half = D / 2;
+  template <int64_t DIM> void backward(const float* grads, const T* y, const float* inverses, Head<T> out) const {
+    const int64_t D = DIM > 0 ? DIM : this->D, half = D / 2;
     for (int64_t t = 0; t < length; ++t) {
       const float* g = grads + t * D;
       const T *row = y + t * D, *c = cos + t * half, *s = sin + t * half;
@@ -289,9 +310,10 @@ void backward_task(const Sizes& z, int64_t b, int64_t kv, const at::Tensor& grad
     const Head<T> grads = head<T>(grad, b, h), out = head<T>(y, b, h);
     rotation.apply(head<T>(qk, b, h), queries.data, q_inverses);
     std::copy_n(log_sums.data_ptr<float>() + (b * z.H + h) * z.T, z.T, logs);
-    pack_transposed(queries, z.T, D, qt), pack_transposed(grads, z.T, D, gt);
     pack(queries, z.T, D, qn), pack(grads, z.T, D, gn);
+    pack_transposed(queries, z.T, D, qt), pack_transposed(grads, z.T, D, gt);
     for (int64_t t = 0; t < z.T; ++t) {
+      out.prefetch(t, D);
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t d = 0; d < D; ++d) sum += widen(grads.row(t)[d]) * widen(out.row(t)[d]);
