@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from importlib.resources import files
 
 from aiohttp import web
 
-from nanochat_serve import openai, schema, status
+from nanochat_serve import openai, page, schema, status
 from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, check_key, json_body
 from nanochat_serve.answers import LOG
 from nanochat_serve.errors import RefusedError
 from nanochat_serve.metrics import ServerMetrics
+from nanochat_serve.page import PAGE_FILES, page_file
 from nanochat_serve.protocols import ChatBackend, ChatEvent, TextDelta, ToolCall
 from nanochat_serve.serving import HEADS, HeadTimer, hear
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
 from nanochat_serve.validation import parse_request
-
-PAGE_FILES = {
-    "/": ("index.html", "text/html"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/markdown.js": ("markdown.js", "text/javascript"),
-    "/store.js": ("store.js", "text/javascript"),
-    "/view.js": ("view.js", "text/javascript"),
-    "/wire.js": ("wire.js", "text/javascript"),
-    "/style.css": ("style.css", "text/css"),
-}
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -59,16 +49,20 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
     app.router.add_get("/stats", status.stats)
     app.router.add_get("/metrics", status.metrics)
     app.router.add_get("/openapi.json", schema.openapi(settings))
+    app.router.add_get("/card", page.card)
+    app.router.add_post("/corrections", page.corrections)
     for path, (name, content_type) in PAGE_FILES.items():
-        app.router.add_get(path, _page_file(name, content_type))
+        app.router.add_get(path, page_file(name, content_type))
     return app
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Streams one answer as `data:` lines; errors before the first one are JSON with a status."""
     check_key(request)
-    chat = parse_request(await json_body(request), request.app[SETTINGS])
-    return await stream_answer(request, [chat], wire_lines)
+    body = await json_body(request)
+    chat = parse_request(body, request.app[SETTINGS])
+    lines = page.with_usage(wire_lines) if page.wants_usage(body) else wire_lines
+    return await stream_answer(request, [chat], lines)
 
 
 def wire_lines(_index: int, event: ChatEvent) -> list[Line]:
@@ -124,17 +118,6 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         origin = _allowed_origin(request)
         if origin is not None:
             response.headers["Access-Control-Allow-Origin"] = origin
-
-
-def _page_file(name: str, content_type: str) -> Handler:
-    content = (files("nanochat_serve") / "static" / name).read_text(encoding="utf-8")
-
-    async def serve(_request: web.Request) -> web.Response:
-        return web.Response(
-            text=content, content_type=content_type, charset="utf-8", headers={"Cache-Control": "no-cache"}
-        )
-
-    return serve
 
 
 async def _own_backend(app: web.Application) -> AsyncIterator[None]:
