@@ -61,7 +61,9 @@ class Server:
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
 
-    def answers(self, text: str, *, reason: str = "stop", pause_s: float = 0.0, tokens: int = 5, prompt: int = 9) -> None:
+    def answers(
+        self, text: str, *, reason: str = "stop", pause_s: float = 0.0, tokens: int = 5, prompt: int = 9
+    ) -> None:
         """From now on, word by word."""
         words = [TextDelta(word + " ") for word in text.split(" ")]
         self.backend.events = [*words, Finished(reason=reason, prompt_tokens=prompt, completion_tokens=tokens)]

@@ -113,7 +113,9 @@ def test_waiting_can_be_cut_short_or_given_up(page, server):
 
 
 def test_an_answer_that_breaks_off_is_kept_and_can_be_continued_or_begun_anew(page):
-    page.play({"token": "the first half "}, {"error": {"message": "the model failed to answer", "type": "backend_error"}})
+    page.play(
+        {"token": "the first half "}, {"error": {"message": "the model failed to answer", "type": "backend_error"}}
+    )
     page.say("tell me", wait=False)
     page.wait_for_selector(".notice >> text=failed to answer")
     assert page.said == ["tell me", "the first half"]

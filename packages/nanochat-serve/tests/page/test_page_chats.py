@@ -162,7 +162,9 @@ def test_more_than_200_chats_are_kept(page, tmp_path):
     assert len(titles(page)) == 231
 
 
-@pytest.mark.parametrize("record", [{"id": "x", "title": None}, {"id": "x"}, {"id": "x", "title": "x", "time": "never"}])
+@pytest.mark.parametrize(
+    "record", [{"id": "x", "title": None}, {"id": "x"}, {"id": "x", "title": "x", "time": "never"}]
+)
 def test_a_damaged_chat_is_left_out_and_harms_no_other(page, record):
     page.say("sound")
     page.evaluate(WRITE, ["chats", record])

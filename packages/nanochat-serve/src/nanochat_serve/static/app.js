@@ -114,7 +114,7 @@ const scrollToEnd = () => { $("messages").scrollTop = $("messages").scrollHeight
 
 // What had the focus is gone: the composer takes it, or on a phone, where that would open the keyboard, the conversation.
 function keepFocus() {
-  if (document.activeElement === document.body && document.hasFocus()) (matchMedia("(pointer: coarse)").matches ? $("messages") : $("prompt")).focus({ preventScroll: true });
+  if (document.activeElement === document.body && document.hasFocus() && getSelection().isCollapsed) (matchMedia("(pointer: coarse)").matches ? $("messages") : $("prompt")).focus({ preventScroll: true });
 }
 
 function showTrouble(error) {
@@ -274,11 +274,11 @@ const actions = {
 // Keeps a good or corrected answer, with what came before it, on the server for the next training.
 async function collect(message, text, rating) {
   const { chat, facts } = state;
-  const content = text ?? message.content;
+  const content = text === null ? message.content : [{ type: "text", text }];
   chat.leaf = message.parent;
   const messages = [...pathOf(chat), { role: "assistant", content }].map(({ role, content: said }) => ({ role, content: said }));
   if (text === null) chat.leaf = message.id;
-  else Object.assign(addMessage(chat, message.parent, "assistant", [{ type: "text", text }]), { finish: "stop", rating });
+  else Object.assign(addMessage(chat, message.parent, "assistant", content), { finish: "stop", rating });
   const kept = text === null ? message : chat.messages.get(chat.leaf);
   if (chat.system.trim()) messages.unshift({ role: "system", content: chat.system });
   showBranch(chat, kept);

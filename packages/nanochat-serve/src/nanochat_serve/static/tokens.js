@@ -24,7 +24,7 @@ function openChoices(anchor, token, take) {
   choices.append(h("p.note", {}, "Continue from another token"), ...token.top.map(([text, logprob]) =>
     button(h("span", {}, h("code", {}, visible(text)), ` ${percent(logprob)}`), () => { choices.hidePopover(); take(text); }, { disabled: text === token.text })));
   choices.addEventListener("toggle", (event) => { if (event.newState === "closed") { choices.remove(); anchor.focus({ preventScroll: true }); } });
-  document.body.append(choices);
+  document.querySelector("main").append(choices); // content belongs to a landmark
   choices.showPopover();
   const { left, bottom } = anchor.getBoundingClientRect();
   choices.style.left = `${Math.max(8, Math.min(left, innerWidth - choices.offsetWidth - 8))}px`;
