@@ -62,7 +62,9 @@ def server(base: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def ask(url: str, key: str | None, **body: object) -> str:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
     messages = [{"role": "user", "content": "Hi"}]
     request = urllib.request.Request(
         f"{url}/chat/completions", data=json.dumps({"messages": messages, **body}).encode(), headers=headers

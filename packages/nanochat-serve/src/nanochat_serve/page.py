@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,8 @@ from aiohttp import web
 
 from nanochat_serve.admission import SETTINGS, json_body
 from nanochat_serve.errors import InvalidRequestError
-from nanochat_serve.protocols import ChatEvent, Finished
-from nanochat_serve.sse import Line, Lines
-from nanochat_serve.validation import parse_request
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from nanochat_serve.guard import Handler
+from nanochat_serve.messages import parse_messages
 
 _STATIC = files("nanochat_serve") / "static"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
@@ -73,17 +70,11 @@ async def corrections(request: web.Request) -> web.Response:
     if CORRECTIONS not in request.app:
         raise web.HTTPNotFound(text="this server keeps no corrections")
     body = await json_body(request)
-    messages = body.get("messages") if isinstance(body, Mapping) else None
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise InvalidRequestError("messages", "must be a list that ends with a question and its answer")
-    *asked, answer = messages
-    parse_request({"messages": asked}, request.app[SETTINGS])
-    follow_up = [*messages, {"role": "user", "content": "."}]  # with which the answer is checked as a turn of the past
-    parse_request({"messages": follow_up}, request.app[SETTINGS])
-    if not answer["content"]:
-        raise InvalidRequestError(f"messages[{len(asked)}].content", "must not be empty")
+    turns = parse_messages(body.get("messages") if isinstance(body, Mapping) else None, request.app[SETTINGS])
+    if turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
+        raise InvalidRequestError("messages", "must end with the answer that is right")
     path = request.app[CORRECTIONS][0]
-    count = await asyncio.to_thread(_append, path, json.dumps({"messages": messages}, ensure_ascii=False))
+    count = await asyncio.to_thread(_append, path, json.dumps({"messages": turns}, ensure_ascii=False))
     return web.json_response({"file": path.name, "count": count})
 
 
@@ -94,21 +85,3 @@ def _append(path: Path, line: str) -> int:
         file.write(line + "\n")
         file.seek(0)
         return sum(1 for _ in file)
-
-
-def with_usage(lines: Lines) -> Lines:
-    """The same lines, the last of them with why the answer ended and its tokens, in OpenAI's words."""
-
-    def detailed(index: int, event: ChatEvent) -> list[Line]:
-        if not isinstance(event, Finished):
-            return lines(index, event)
-        usage = {"prompt_tokens": event.prompt_tokens, "completion_tokens": event.completion_tokens}
-        return [{"done": True, "finish_reason": event.reason, "usage": usage}]
-
-    return detailed
-
-
-def wants_usage(body: object) -> bool:
-    """Whether `stream_options.include_usage` is set, as on the OpenAI endpoints."""
-    options = body.get("stream_options") if isinstance(body, Mapping) else None
-    return isinstance(options, Mapping) and options.get("include_usage") is True

@@ -22,6 +22,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]
 HANG_MS = 15_000
 """The one limit on everything that is waited for: a guard against hangs, not a measure."""
@@ -89,10 +90,14 @@ class Tab:
         return getattr(self.page, name)
 
     def say(self, text: str, *, wait: bool = True) -> None:
+        last = "[...document.querySelectorAll('.message.user')].at(-1)?.dataset.key"
+        before = self.page.evaluate(last)
         self.page.fill("#prompt", text)
         self.page.press("#prompt", "Enter")
         if wait:
-            self.page.wait_for_selector("#log > :last-child:not(.user):not(.busy):not(.empty)")
+            while self.page.evaluate(last) == before:
+                self.page.wait_for_timeout(5)
+            self.page.wait_for_selector("#log > :last-child:not(.user):not(.busy):not(.empty):not(.calm)")
             self.page.wait_for_selector("#stop", state="hidden")
 
     def again(self) -> None:
@@ -105,16 +110,19 @@ class Tab:
         """What stands in the conversation, message by message."""
         return self.page.locator(".message .content").all_inner_texts()
 
-    def play(self, *events: dict[str, Any], path: str = "**/chat/completions") -> list[dict[str, Any]]:
-        """Has the next answers stand for the server's; returns the list of what is asked, which grows."""
+    def play(self, *events: str | dict[str, Any]) -> list[dict[str, Any]]:
+        """Has the next answers stand for the server's, texts or whole chunks; returns what is asked, a list that grows."""
         asked: list[dict[str, Any]] = []
-        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        lines = [event if isinstance(event, dict) else {"choices": [{"delta": {"content": event}}]} for event in events]
+        end = "" if "error" in lines[-1] else "data: [DONE]\n\n"
+        body = "".join(f"data: {json.dumps(line)}\n\n" for line in lines) + end
 
         def answer(route: Any) -> None:
             asked.append(json.loads(route.request.post_data))
             route.fulfill(status=200, content_type="text/event-stream", body=body)
 
-        self.page.route(path, answer)
+        self.page.unroute("**/chat/completions")
+        self.page.route("**/chat/completions", answer)
         return asked
 
     def reply(self, path: str, value: Any) -> list[dict[str, Any] | None]:
@@ -159,7 +167,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tabs(browser: Any) -> Iterator[Callable[..., Tab]]:
-    """Opens tabs: `tabs(url)` in a browser of their own, `tabs(url, beside=tab)` in that tab's; other options are the browser's."""
+    """Opens tabs: `tabs(url)` in a browser of their own, with its options, `tabs(url, beside=tab)` in that tab's."""
     contexts = []
 
     def open_tab(url: str, *, beside: Tab | None = None, script: str = "", **options: Any) -> Tab:

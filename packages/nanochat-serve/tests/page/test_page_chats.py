@@ -1,4 +1,4 @@
-"""Chats in the browser: branches, tabs beside each other, what is damaged or full, names, search, files, addresses, settings."""
+"""Chats in the browser: branches, tabs beside each other, what is damaged or full, names, files, addresses, settings."""
 
 import json
 
@@ -18,7 +18,9 @@ localStorage.setItem("nanochat.chat.1", JSON.stringify({ id: "1", title: "of old
 localStorage.setItem("nanochat.chat.2", "{damaged");
 """
 WRITE = """async ([store, record]) => {
-  const database = await new Promise((done) => { indexedDB.open("nanochat").onsuccess = (event) => done(event.target.result); });
+  const database = await new Promise((done) => {
+    indexedDB.open("nanochat").onsuccess = (event) => done(event.target.result);
+  });
   const change = database.transaction(store, "readwrite");
   change.objectStore(store).put(record);
   await new Promise((done) => { change.oncomplete = done; });
@@ -32,8 +34,7 @@ def titles(page):
 def exported(page, button="#export"):
     with page.expect_download() as started:
         page.click(button)
-    with open(started.value.path(), encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(started.value.path().read_text(encoding="utf-8"))
 
 
 # ---- branches
@@ -279,7 +280,7 @@ def test_settings_belong_to_a_chat_and_a_new_one_begins_with_the_last(page, serv
     page.click("#toggle-settings")
     assert (page.input_value("#temperature"), page.input_value("#system")) == ("0.1", "Be brief.")
     page.say("three")
-    asked = [(r.temperature, r.top_k, r.top_p, r.seed) for r in server.backend.requests]
+    asked = [(r.params.temperature, r.params.top_k, r.params.top_p, r.params.seed) for r in server.backend.requests]
     assert asked == [(0.1, 50, 0.5, 7), (1.5, 50, 0.5, 7), (0.1, 50, 0.5, 7)]
     assert server.backend.requests[2].messages[0] == {"role": "system", "content": "Be brief."}
 
@@ -296,24 +297,27 @@ def test_what_the_server_takes_and_what_was_set_look_different_and_a_wrong_value
     page.press("#top-k", "Tab")
     assert page.get_attribute("#top-k", "class") == "set"
     page.say("hello")
-    assert (server.backend.requests[0].temperature, server.backend.requests[0].top_k) == (0.8, 5)
+    assert (server.backend.requests[0].params.temperature, server.backend.requests[0].params.top_k) == (0.8, 5)
     page.click("text=Reset")
     assert page.input_value("#top-k") == ""
 
 
 def test_fields_are_those_that_the_server_allows(tabs, server):
     def allow(route):
-        schema = route.fetch().json()
-        body = schema["paths"]["/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        body["properties"]["min_p"] = {"type": "number", "minimum": 0, "maximum": 0.5}
-        route.fulfill(json=schema)
+        document = route.fetch().json()
+        body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+        fields = body["schema"]["properties"]
+        del fields["repetition_penalty"]
+        fields["min_p"]["maximum"] = 0.5
+        route.fulfill(json=document)
 
     page = tabs(server.url)
-    assert page.locator("#min-p").count() == 0
+    page.wait_for_selector("#repetition-penalty", state="attached")
     page.context.route("**/openapi.json", allow)
     other = tabs(server.url, beside=page)
     other.wait_for_selector("#min-p", state="attached")
     assert other.get_attribute("#min-p", "max") == "0.5"
+    assert other.locator("#repetition-penalty").count() == 0
 
 
 def test_status_and_model_follow_the_server(page, server):

@@ -18,7 +18,6 @@ CHUNKS = (
     {"choices": [{"delta": {"role": "assistant", "content": TEXT}, "logprobs": {"content": CONTENT}}]},
     {"choices": [{"delta": {}, "finish_reason": "stop"}]},
     {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3}, "timings": {"predicted_per_second": 123.4}},
-    {"done": True},
 )
 
 
@@ -36,12 +35,7 @@ def test_tokens_show_their_probability_and_another_choice_continues_as_a_branch(
     page.keyboard.press("Enter")
     page.wait_for_selector(".choices >> text=61%")
     assert page.is_disabled(".choices button >> text=cat")
-    page.unroute("**/chat/completions")
-    asked = page.play(
-        {"choices": [{"delta": {"content": " barked"}}]},
-        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-        {"done": True},
-    )
+    asked = page.play(" barked")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=2/2")
     page.wait_for_selector("#stop", state="hidden")
@@ -67,9 +61,10 @@ def test_tokens_of_what_is_typed_and_of_all_that_the_model_sees(page):
 
 
 def test_a_server_without_a_tokenizer_is_said(page):
+    page.route("**/tokenize", lambda route: route.fulfill(status=404, json={"error": {"message": "not here"}}))
     page.click("#toggle-ribbon")
     page.fill("#prompt", "hi")
-    page.wait_for_selector("#ribbon >> text=The server does not show its tokens")
+    page.wait_for_selector("#ribbon >> text=The server does not show its tokens: not here")
 
 
 def test_a_question_is_asked_eight_times_and_the_answers_are_counted(page, server):
@@ -78,7 +73,7 @@ def test_a_question_is_asked_eight_times_and_the_answers_are_counted(page, serve
     page.click("text=Ask 8 times")
     page.wait_for_selector(".cell button >> nth=7")
     assert page.inner_text("dialog .note") == "1 different answers in 8: “forty two” 8 times."
-    assert len(server.backend.requests) == 8
+    assert [request.params.n for request in server.backend.requests] == [8]
     page.click(".cell button >> nth=3")
     page.wait_for_selector(".message.assistant")
     assert page.said == ["what is it?", "forty two"]
@@ -106,7 +101,7 @@ def test_several_models_can_be_chosen_and_compared_on_one_question_and_seed(tabs
     assert page.inner_text(".cell.chosen strong") == "sft"
     page.keyboard.press("Escape")
     page.unroute("**/v1/chat/completions")
-    asked = page.play({"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}, {"done": True})
+    asked = page.play("hi")
     page.click("#toggle-settings")
     page.select_option("#model-choice", "base")
     page.say("who are you?")
@@ -164,8 +159,8 @@ def test_corrections_and_praise_become_a_file_to_train_on(serve, tabs, tmp_path)
     assert page.get_attribute("[aria-label^='A good answer']", "aria-pressed") == "true"
     question = {"role": "user", "content": "What is 6 times 7?"}
     assert [json.loads(line)["messages"] for line in file.read_text().splitlines()] == [
-        [question, {"role": "assistant", "content": [{"type": "text", "text": "It is 42."}]}],
-        [question, {"role": "assistant", "content": [{"type": "text", "text": "It is 41. "}]}],
+        [question, {"role": "assistant", "content": "It is 42."}],
+        [question, {"role": "assistant", "content": "It is 41. "}],
     ]
 
 

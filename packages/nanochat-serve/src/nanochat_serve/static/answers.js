@@ -54,14 +54,14 @@ export class Answers {
     try {
       for await (const event of stream(request, { key: this.#key(), signal: run.controller.signal })) {
         run.queued = Boolean(event.waiting);
-        if (event.text !== undefined || event.tool) {
+        if (event.text !== undefined) {
           meter.first ??= performance.now();
           meter.last = performance.now();
           meter.count += 1;
         }
         if (event.text) addText(reply, event.text);
         if (event.tokens) reply.tokens = [...(reply.tokens ?? before.tokens), ...event.tokens];
-        if (event.tool) reply.content.push({ type: "python", text: event.tool.expression }, { type: "python_output", text: event.tool.output ?? "" });
+        for (const { arguments: text, output } of event.tools ?? []) reply.content.push({ type: "python", text }, { type: "python_output", text: output ?? "" });
         if (event.end) end = event.end;
         this.#saveNowAndThen(run);
         this.#show(chat, reply, "more");
@@ -95,7 +95,7 @@ export class Answers {
     if (promptTokens && !facts.context && full) facts.context = promptTokens + tokens;
     if (promptTokens) chat.perToken = sent.chars / promptTokens;
     const seconds = (meter.last - (meter.first ?? meter.last)) / 1000;
-    const rate = end.timings?.predicted_per_second ?? end.timings?.decode_tokens_per_second ?? (seconds > 0 && tokens > 1 ? (tokens - 1) / seconds : null);
+    const rate = end.timings?.predicted_per_second ?? (seconds > 0 && tokens > 1 ? (tokens - 1) / seconds : null);
     const { logprobs: _logprobs, ...settings } = sampling;
     reply.receipt = { model: sampling.model ?? facts.model, promptTokens, tokens: tokens + (before?.tokens ?? 0), firstS: ((meter.first ?? meter.last) - start) / 1000, rate, settings, defaults: facts.defaults };
   }

@@ -232,6 +232,7 @@ async function ask(parent, text) {
   const { chat } = state;
   const question = addMessage(chat, parent, "user", text);
   if (parent === null && !chat.named) chat.title = text.slice(0, 60);
+  render();
   await keep(chat);
   store.putMessage(question);
   await answers.answer(chat);

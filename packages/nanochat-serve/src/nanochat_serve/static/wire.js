@@ -55,29 +55,25 @@ function leaveLane() {
 }
 
 /**
- * The events of one answer: `{waiting}`, `{begun}`, `{text, tokens}`, `{tool: {expression, output}}`, at last `{end: {finish, usage, timings}}`.
- * With `request.logprobs` OpenAI's endpoint is asked, which tells a token's probability and what else was likely.
+ * The events of one answer: `{waiting}`, `{text, tokens, tools}`, at last `{end: {finish, usage, timings}}`.
+ * With `request.logprobs` it tells each token's probability and what else was likely.
  */
 export async function* stream(request, { key, signal }) {
   if (!free) yield { waiting: true };
   await takeLane(signal);
   try {
-    const path = request.logprobs || request.model ? "v1/chat/completions" : "chat/completions";
-    const response = await call(path, { key, signal, body: { ...request, stream: true, stream_options: { include_usage: true }, include_tool_calls: true } });
-    yield { begun: true };
+    const body = { ...request, stream: true, stream_options: { include_usage: true }, include_tool_calls: true };
+    const response = await call("v1/chat/completions", { key, signal, body });
+    yield {};
     const end = { finish: "stop", usage: null, timings: null };
     for await (const line of dataLines(response.body)) {
       if (line === "[DONE]") return yield { end };
-      const event = JSON.parse(line);
-      if (event.error) throw new WireError(event.error.message, { kind: event.error.type, param: event.error.param });
-      Object.assign(end, { usage: event.usage ?? end.usage, timings: event.timings ?? end.timings });
-      const choice = event.choices?.[0];
-      end.finish = choice?.finish_reason ?? event.finish_reason ?? end.finish;
-      if (event.done) return yield { end };
-      const text = event.token ?? choice?.delta?.content;
-      const tokens = choice?.logprobs?.content ?? event.logprobs?.content;
-      if (event.tool ?? choice?.delta?.tool) yield { tool: event.tool ?? choice.delta.tool };
-      if (text || tokens?.length) yield { text: text ?? "", tokens: tokens?.map(shortToken) };
+      const { error, usage, timings, choices: [choice] = [] } = JSON.parse(line);
+      if (error) throw new WireError(error.message, { kind: error.type, param: error.param });
+      Object.assign(end, { usage: usage ?? end.usage, timings: timings ?? end.timings, finish: choice?.finish_reason ?? end.finish });
+      const { content: text = "", executed_tools: tools } = choice?.delta ?? {};
+      const tokens = choice?.logprobs?.content?.map(shortToken);
+      if (text || tools || tokens?.length) yield { text, tokens, tools };
     }
     throw new WireError("The connection was lost before the answer was complete.", { kind: "connection" });
   } finally {
@@ -123,7 +119,7 @@ export async function readFacts(key, { details }) {
   if (!details) return facts;
   const listed = models?.data ?? [];
   const mine = listed.find((model) => model.id === stats.model) ?? listed[0];
-  const schema = document?.paths?.["/chat/completions"]?.post?.requestBody?.content?.["application/json"]?.schema;
+  const schema = document?.paths?.["/v1/chat/completions"]?.post?.requestBody?.content?.["application/json"]?.schema;
   return {
     ...facts,
     models: listed.map((model) => model.id),
