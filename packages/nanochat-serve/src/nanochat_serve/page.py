@@ -31,11 +31,25 @@ def _page_files() -> dict[str, tuple[str, str]]:
 
 PAGE_FILES = _page_files()
 
-CARD: web.AppKey[dict[str, Any]] = web.AppKey("card")
-"""The model's card: `facts`, `loss`, `samples`, `skills`, `suggestions`, `intro`, each or none; see `static/card.js`."""
-
+CARD: web.AppKey[Mapping[str, Any]] = web.AppKey("card")
 CORRECTIONS: web.AppKey[tuple[Path, str]] = web.AppKey("corrections")
-"""A `.jsonl` file to which conversations with a corrected or praised last answer go, and the command to train on it."""
+
+
+def describe_model(app: web.Application, card: Mapping[str, Any]) -> None:
+    """Gives the page a card of the model; whatever of it is missing is not shown.
+
+    `facts` {name: value}, `loss` [(step, loss)], `samples` [text], `skills` [{name, score from 0 to 1, mistakes [{question,
+    answer, expected}]}], `suggestions` [question] and `intro`, a sentence.
+    """
+    app[CARD] = dict(card)
+
+
+def collect_corrections(app: web.Application, path: Path, command: str) -> None:
+    """Lets the page add conversations whose last answer a person corrected or praised to a `.jsonl` file.
+
+    The page says the command, by which a model is trained on it.
+    """
+    app[CORRECTIONS] = (path, command)
 
 
 def page_file(name: str, content_type: str) -> Handler:
@@ -61,7 +75,7 @@ async def card(request: web.Request) -> web.Response:
         "total_chars": settings.max_total_chars,
         "messages": settings.max_messages,
     }
-    told = request.app.get(CARD) or {}
+    told = request.app[CARD] if CARD in request.app else dict[str, Any]()
     return web.json_response({**told, "limits": limits, "corrections": command})
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from nanochat_serve.page import CARD, CORRECTIONS
+from nanochat_serve import collect_corrections, describe_model
 
 CONTENT = [
     {"token": "The ", "logprob": -0.01, "top_logprobs": [{"token": "The ", "logprob": -0.01}]},
@@ -110,7 +110,7 @@ def test_several_models_can_be_chosen_and_compared_on_one_question_and_seed(tabs
 
 def test_the_card_tells_what_the_model_is_and_asks_a_mistake_again(serve, tabs):
     def put_card(app):
-        app[CARD] = {
+        card = {
             "facts": {"Stage": "sft", "Step": 400},
             "loss": [[0, 9.0], [200, 4.0], [400, 3.5]],
             "skills": [
@@ -119,6 +119,7 @@ def test_the_card_tells_what_the_model_is_and_asks_a_mistake_again(serve, tabs):
             "samples": ["Once upon a time"],
             "suggestions": ["Something it knows"],
         }
+        describe_model(app, card)
 
     page = tabs(serve(put_card).url)
     page.wait_for_selector(".ideas >> text=Something it knows")
@@ -138,7 +139,7 @@ def test_corrections_and_praise_become_a_file_to_train_on(serve, tabs, tmp_path)
     file = tmp_path / "my-chats.jsonl"
 
     def collect(app):
-        app[CORRECTIONS] = (file, "chat-sft --files my-chats.jsonl")
+        collect_corrections(app, file, "chat-sft --mixture my-chats.jsonl:10")
 
     server = serve(collect)
     page = tabs(server.url)
@@ -149,7 +150,7 @@ def test_corrections_and_praise_become_a_file_to_train_on(serve, tabs, tmp_path)
     page.fill(".editor textarea", "It is 42.")
     page.click(".editor >> text=Save")
     page.wait_for_selector(
-        "text=Kept as conversation 1 of my-chats.jsonl. Train on it with: chat-sft --files my-chats.jsonl"
+        "text=Kept as conversation 1 of my-chats.jsonl. Train on it with: chat-sft --mixture my-chats.jsonl:10"
     )
     assert page.said == ["What is 6 times 7?", "It is 42."]
     assert page.inner_text(".assistant .branches span") == "2/2"

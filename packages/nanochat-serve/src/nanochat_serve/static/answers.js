@@ -28,9 +28,8 @@ export class Answers {
 
   /**
    * Answers the chat's last question, or continues `onto`, its last message. `settings` override the chat's, such as an earlier seed.
-   * @param {{onto?: any, settings?: any, pauseS?: number, least?: number}} [options]
    */
-  async answer(chat, { onto, settings, pauseS = 2, least = 0 } = {}) {
+  async answer(chat, { onto, settings, pauseS = 2, least = 0 } = /** @type {{onto?: any, settings?: any, pauseS?: number, least?: number}} */ ({})) {
     if (this.isBusy(chat)) return;
     this.clearNotice(chat);
     const facts = this.#facts();

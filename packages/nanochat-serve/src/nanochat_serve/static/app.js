@@ -4,7 +4,7 @@ import { Answers } from "./answers.js";
 import { openCard } from "./card.js";
 import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, pathOf, showBranch, textOf } from "./chats.js";
 import { fit, lengthOf, tokensOf } from "./context.js";
-import { $, announce, button, h, keyed } from "./dom.js";
+import { $, announce, h, keyed } from "./dom.js";
 import { emptyOf, makeMessage, noticeOf, updateMessage } from "./messages.js";
 import { openComparison, openSamples } from "./samples.js";
 import { makeSettings, showSettings } from "./settings.js";
@@ -28,7 +28,7 @@ const answers = new Answers({ store, facts: () => state.facts, key, show: showAn
 function render() {
   const { chat } = state;
   const path = chat.messages ? pathOf(chat) : [];
-  const rows = path.map((message) => ({ key: message.id, message }));
+  const rows = /** @type {any[]} */ (path.map((message) => ({ key: message.id, message })));
   const notice = answers.notices.get(chat.id);
   if (notice) rows.push({ key: `notice ${notice.message}`, notice });
   else if (path.at(-1)?.role === "user" && !answers.isBusy(chat)) rows.push({ key: "unanswered" });
@@ -297,7 +297,7 @@ async function collect(message, text, rating) {
 const requestNow = () => {
   const { chat, facts } = state;
   const text = $("prompt").value.trim();
-  const path = pathOf(chat);
+  const path = /** @type {any[]} */ (pathOf(chat));
   if (text) path.push({ role: "user", content: text });
   else if (path.at(-1)?.role === "assistant") path.pop();
   if (!path.length) return null;

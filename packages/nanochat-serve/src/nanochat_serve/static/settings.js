@@ -2,7 +2,7 @@
 
 import { $, h } from "./dom.js";
 
-// name, label, least, greatest, step
+/** Name, label, least, greatest, step. @type {[string, string, number, number, number][]} */
 const FIELDS = [
   ["temperature", "Temperature", 0, 2, 0.1], ["top_k", "Top-k", 0, 200, 1], ["top_p", "Top-p", 0.01, 1, 0.01], ["max_tokens", "Max tokens", 1, 4096, 1],
   ["seed", "Seed", 0, 2 ** 53 - 1, 1], ["min_p", "Min-p", 0, 1, 0.01], ["repetition_penalty", "Repetition penalty", 0.1, 2, 0.05],
