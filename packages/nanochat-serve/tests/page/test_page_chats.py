@@ -219,7 +219,7 @@ def test_a_chat_is_renamed_found_deleted_and_brought_back(page):
     expect(page.locator("#chats a")).to_have_count(2)
     page.click("[aria-label='Delete chat Pets']", force=True)
     page.click("text=Undo")
-    assert page.said[0] == "about cats"
+    page.wait_for_selector(".message >> text=about cats")
     page.again()
     assert titles(page) == ["about dogs", "Pets"]
 

@@ -169,9 +169,9 @@ async function restore() {
   const chat = state.removed;
   state.removed = null;
   state.chats = [...state.chats, chat].sort((a, b) => b.time - a.time);
-  await store.restore(chat);
   await show(chat, { focus: false });
   [...$("chats").children].find((row) => row.dataset.key === chat.id)?.firstChild.focus();
+  await store.restore(chat);
 }
 
 function rename(chat, title) {
