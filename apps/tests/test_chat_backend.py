@@ -1,6 +1,7 @@
 """The backend's answers, with models that say what a script wants."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,38 @@ def test_the_cache_takes_half_of_what_is_free(tmp_path: Path, monkeypatch: pytes
     assert chat_backend.free_memory(torch.device("cpu")) > 1 << 20
     monkeypatch.setattr(chat_backend, "CGROUP", tmp_path)
     assert chat_backend.free_memory(torch.device("cpu")) == 2_000_000
+
+
+def test_steps_are_counted_so_that_a_hung_engine_is_noticed() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def next_token(history: list[int]) -> int:
+        if len(history) > 8:
+            entered.set()
+            release.wait()
+        return TOKENIZER.encode("x")[0]
+
+    async def ask() -> list[tuple[int | None, int]]:
+        model = ScriptedLM(next_token, vocab_size=TOKENIZER.vocab_size, max_context=64)
+        backend = EngineBackend(Engine(model, TOKENIZER, render_chat=render))
+        answer = asyncio.ensure_future(anext(aiter(backend.stream(request(messages=(), prompt="abcd", max_tokens=9)))))
+        await asyncio.to_thread(entered.wait)
+        seen = []
+        for _ in range(3):
+            [worker] = backend.status().workers
+            seen.append((worker.num_steps, worker.num_running))
+            await asyncio.sleep(0.01)
+        release.set()
+        await answer
+        await backend.aclose()
+        return seen
+
+    seen = asyncio.run(ask())
+    assert seen == [seen[0]] * 3
+    steps, running = seen[0]
+    assert steps is not None
+    assert steps > 0
+    assert running == 1
 
 
 def test_a_call_that_is_cut_off_is_no_text() -> None:

@@ -48,11 +48,11 @@ class Settings:
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
     """Directory of a bundle or a checkpoint, wherever it is; instead of source, tag and step."""
     temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
-    """0 always takes the likeliest token. Default: the bundle's, else 0.8."""
+    """0 is greedy. Default: the bundle's, else 0.8."""
     top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    """Most probable tokens to sample from; 0: all. Default: the bundle's, else 50."""
     max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
-    """Tokens of an answer at most. Default: the bundle's, else 512."""
+    """Maximum new tokens. Default: the bundle's, else 512."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -70,13 +70,13 @@ class Settings:
     compile: bool = True
     """Compile the model's step beside the first answers, where there is a C++ compiler; on CUDA, capture it before."""
     max_rows: int = 32
-    """Answers that one replica writes at a time; more wait."""
+    """Max concurrent sequences of one replica; more wait."""
     prefix_rows: int | None = None
     """Rows beside these that keep cached prefixes of earlier prompts; 0 keeps none. Default: as many."""
     kv_budget_mib: int | None = None
     """Memory that the keys and values of one replica's rows may take; fewer rows fit then. Default: half of what is free."""
     prefill_tokens: int = 256
-    """Prompt tokens computed in a step, beside one token of each answer."""
+    """Prefill tokens per step, beside one token of each answer."""
     max_requests: int = 64
     """Answers running or waiting at a time, a replica; one more gets status 429."""
     max_requests_per_client: int = 32
@@ -274,7 +274,7 @@ def open_socket(settings: Settings) -> socket.socket:
         flags = f"--unix-socket {path}" if path is not None else f"--host {host} --port {port}"
         if error.errno == errno.EADDRINUSE:
             flags = flags if path is not None else f"--port {port}"
-            raise cli.UsageError(f"{flags}: another program listens there; choose another one") from None
+            raise cli.UsageError(f"{flags}: already in use; choose another one") from None
         raise cli.UsageError(f"{flags}: {error.strerror or error}") from None
 
 

@@ -62,6 +62,7 @@ REFUSED_CHATS = [
     (ask(logprobs=3), "logprobs"),
     (ask(logprobs=True, top_logprobs=21), "top_logprobs"),
     (ask(tool_choice="required"), "tool_choice"),
+    (ask(guided_choice=["a"]), "guided_choice"),
     (ask(audio={"voice": "x"}), "audio"),
     (ask(n=9), "n"),
     (ask(n=0), "n"),

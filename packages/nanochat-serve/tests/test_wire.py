@@ -204,6 +204,13 @@ def test_prompt_log_probabilities_and_zero_tokens():
     assert backend.requests[0].params.max_tokens == 0
 
 
+def test_the_prompt_of_a_chat_is_scored_beside_its_choices():
+    [(_, _, answer)] = exchange(ScriptedBackend(SCORED), (CHAT, {"messages": HI, "prompt_logprobs": 0, "n": 2}))
+    assert answer["prompt_logprobs"][1]["9"]["logprob"] == -3.0
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["a", "a"]
+    assert "prompt_logprobs" not in answer["choices"][0]
+
+
 def test_tool_calls_are_shown_to_who_asks():
     body = {"messages": HI, "include_tool_calls": True}
     hidden, shown, streamed = exchange(

@@ -273,6 +273,8 @@ OPENAI: tuple[Field, ...] = (
     Plain("include_tool_calls", bool, False, "Whether calls that the model made appear as `executed_tools`."),
     Refused("suffix", (None, "")),
     Refused("response_format", (None, {"type": "text"})),
+    *(Refused(f"guided_{kind}") for kind in ("json", "regex", "choice", "grammar")),
+    Refused("min_tokens", (None, 0)),
 )
 CHAT: tuple[Field, ...] = (
     Messages(),

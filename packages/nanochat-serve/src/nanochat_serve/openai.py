@@ -143,7 +143,7 @@ class Choice:
     """Of the tokens in the chunks so far."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class More:
     """What an event adds to a choice."""
 
@@ -161,6 +161,10 @@ class Form:
     kind: str
     parsed: Parsed
     place: Place | None = None
+    n: int
+    """Samples of each prompt."""
+    with_logprobs: bool
+    with_tools: bool
     model_name: str
     shares_prefixes: bool
     """Whether prefixes of other clients may be in the cache, so that their numbers are nobody's business."""
@@ -172,16 +176,15 @@ class Form:
     def of(cls, kind: str, parsed: Parsed, request: web.Request) -> Form:
         settings = request.app[SETTINGS]
         request[CLAMPED] = parsed.clamped_header()
-        shares = settings.prefix_sharing == "all"
-        return cls(kind=kind, parsed=parsed, model_name=settings.model_name, shares_prefixes=shares)
-
-    @property
-    def n(self) -> int:
-        return int(self.parsed["n"])
-
-    @property
-    def with_logprobs(self) -> bool:
-        return self.parsed["logprobs"] is not None and self.parsed["logprobs"] is not False
+        return cls(
+            kind=kind,
+            parsed=parsed,
+            n=parsed["n"],
+            with_logprobs=parsed["logprobs"] is not None and parsed["logprobs"] is not False,
+            with_tools=parsed["include_tool_calls"],
+            model_name=settings.model_name,
+            shares_prefixes=settings.prefix_sharing == "all",
+        )
 
     def head(self, *, whole: bool) -> dict[str, Any]:
         if self.kind == "chat":
@@ -195,7 +198,9 @@ class Form:
         if isinstance(event, Prompt):
             return [self._begin(prompt * self.n + sample, event) for sample in range(self.n)]
         index = prompt * self.n + event.sample
-        choice, more = self.choices.setdefault(index, Choice()), More(index)
+        choice = self.choices.get(index)
+        if choice is None:
+            choice = self.choices[index] = Choice()
         if isinstance(event, TextDelta):
             more = More(index, event.text, event.tokens)
         elif isinstance(event, ToolCall):
@@ -226,17 +231,24 @@ class Form:
         choices = []
         for index, choice in sorted(self.choices.items()):
             assert choice.end is not None
-            tools = {"executed_tools": choice.tools} if self.parsed["include_tool_calls"] else {}
+            tools = {"executed_tools": choice.tools} if self.with_tools else {}
             message = {"role": "assistant", "content": choice.text, "refusal": None} | tools
             said = {"message": message} if self.kind == "chat" else {"text": choice.text} | tools
             rest = {"finish_reason": choice.end.reason, "logprobs": self.logprobs(choice.tokens)}
-            choices.append({"index": index, **said, **rest} | self._scored(choice))
-        return self.head(whole=True) | {"choices": choices, "usage": self.usage()} | self.extras()
+            choices.append({"index": index, **said, **rest} | self._scored(index, "text"))
+        return (
+            self.head(whole=True)
+            | {"choices": choices, "usage": self.usage()}
+            | self._scored(0, "chat")
+            | self.extras()
+        )
 
-    def _scored(self, choice: Choice) -> dict[str, Any]:
-        if self.parsed["prompt_logprobs"] is None or choice.prompt is None:
+    def _scored(self, index: int, kind: str) -> dict[str, Any]:
+        """Where vLLM has the prompt's: in the choices of texts, beside those of chats."""
+        prompt = self.choices[index].prompt
+        if self.kind != kind or prompt is None or self.parsed["prompt_logprobs"] is None:
             return {}
-        return {"prompt_logprobs": prompt_logprobs(choice.prompt.tokens)}
+        return {"prompt_logprobs": prompt_logprobs(prompt.tokens)}
 
     def extras(self) -> dict[str, Any]:
         """What was clamped, and how fast it went."""
@@ -296,32 +308,27 @@ class _Chunks:
         self._usage: dict[str, Any] = {"usage": None} if self._with_usage else {}
 
     def __call__(self, prompt: int, event: ChatEvent) -> list[Line]:
-        lines: list[Line] = [
-            chunk for more in self._form.take(prompt, event) if (chunk := self._chunk(more)) is not None
-        ]
+        chunks = [chunk for more in self._form.take(prompt, event) if (chunk := self._chunk(more)) is not None]
         self._num_open -= isinstance(event, Finished)
         if self._num_open:
-            return lines
+            return [*chunks]
         if self._with_usage:
-            lines.append(self._head | {"choices": [], "usage": self._form.usage()})
-        return [*lines[:-1], self._merged(lines[-1]), "[DONE]"]
-
-    def _merged(self, line: Line) -> Line:
-        return line if isinstance(line, str) else line | self._form.extras()
+            chunks.append(self._head | {"choices": [], "usage": self._form.usage()})
+        return [*chunks[:-1], chunks[-1] | self._form.extras(), "[DONE]"]
 
     def _chunk(self, more: More) -> dict[str, Any] | None:
         form, choice = self._form, self._form.choices[more.index]
-        shown = list(more.tools) if form.parsed["include_tool_calls"] else []
-        if not (more.text or more.tokens or shown or more.end):
+        tools = {"executed_tools": list(more.tools)} if more.tools and form.with_tools else {}
+        if not (more.text or more.tokens or tools or more.end):
             return None
-        tools = {"executed_tools": shown} if shown else {}
-        said: dict[str, Any] = {"text": more.text} | tools
+        said: dict[str, Any] = {"text": more.text, **tools}
         if form.kind == "chat":
-            content = {} if more.end is not None else {"content": more.text}
-            said = {"delta": ({} if choice.begun else {"role": "assistant"}) | content | tools}
+            content = tools if more.end is not None else {"content": more.text, **tools}
+            said = {"delta": content if choice.begun else {"role": "assistant", **content}}
         logprobs = form.logprobs(more.tokens, choice.num_chars) if more.tokens or form.kind == "chat" else None
         choice.begun = True
-        choice.num_chars += sum(len(text_of(token)) for token in more.tokens)
+        for token in more.tokens:
+            choice.num_chars += len(text_of(token))
         reason = None if more.end is None else more.end.reason
         entry = {"index": more.index, **said, "finish_reason": reason, "logprobs": logprobs}
-        return self._head | {"choices": [entry]} | self._usage
+        return {**self._head, "choices": [entry], **self._usage}

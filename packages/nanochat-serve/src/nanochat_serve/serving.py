@@ -20,6 +20,8 @@ BACKLOG = 1024
 """Connections that the system holds until they are accepted."""
 ACCEPT_AGAIN_S = 0.5
 """Pause after the system had no descriptor or no memory for a connection."""
+SWEEP_EVERY_S = 0.25
+"""How often silent connections are looked at."""
 RESERVED_DESCRIPTORS = 64
 """For workers, files and libraries; connections get the others."""
 
@@ -30,42 +32,51 @@ class HeadTimer:
     def __init__(self, first_s: float, idle_s: float) -> None:
         self._first_s = first_s
         self._idle_s = idle_s
-        self._silent: dict[asyncio.Protocol, asyncio.TimerHandle] = {}
+        self._silent: dict[web.RequestHandler, tuple[float, bool]] = {}
+        """Until when, and whether it is a new one, which may yet have to shake hands."""
+        self._sweeping = False
 
     def watch(self, protocol: web.RequestHandler) -> web.RequestHandler:
         """For a new connection."""
-        return self._await(protocol, self._first_s)
+        self._await(protocol, self._first_s, is_new=True)
+        return protocol
 
     def wait(self, protocol: web.RequestHandler) -> None:
         """For a connection whose request was answered."""
-        if protocol.transport is not None:
-            self._await(protocol, self._idle_s)
+        self._await(protocol, self._idle_s, is_new=False)
 
-    def heard(self, protocol: asyncio.Protocol) -> None:
+    def heard(self, protocol: web.RequestHandler) -> None:
         """For every request that has come."""
-        timer = self._silent.pop(protocol, None)
-        if timer is not None:
-            timer.cancel()
+        self._silent.pop(protocol, None)
 
     def drop_oldest(self, client: str | None = None) -> bool:
         """Makes room: drops the connection that has been silent for longest, of one client or of all."""
-        for protocol in list(self._silent):
-            transport = getattr(protocol, "transport", None)
-            if transport is not None and client in (None, peer_of(transport)):
-                self.heard(protocol)
-                transport.abort()
+        for protocol in self._silent:
+            if protocol.transport is not None and client in (None, peer_of(protocol.transport)):
+                del self._silent[protocol]
+                protocol.transport.abort()
                 return True
         return False
 
-    def _await(self, protocol: web.RequestHandler, limit_s: float) -> web.RequestHandler:
-        self.heard(protocol)
-        self._silent[protocol] = asyncio.get_running_loop().call_later(limit_s, self._drop, protocol)
-        return protocol
+    def _await(self, protocol: web.RequestHandler, limit_s: float, *, is_new: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._silent.pop(protocol, None)
+        self._silent[protocol] = (loop.time() + limit_s, is_new)
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_EVERY_S, self._sweep, loop)
 
-    def _drop(self, protocol: web.RequestHandler) -> None:
-        del self._silent[protocol]
-        if protocol.transport is not None:
-            protocol.transport.abort()
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drops those that are late, and forgets those that have gone."""
+        for protocol, (deadline, is_new) in list(self._silent.items()):
+            late = loop.time() > deadline
+            if late and protocol.transport is not None:
+                protocol.transport.abort()
+            if late or (protocol.transport is None and not is_new):
+                del self._silent[protocol]
+        self._sweeping = bool(self._silent)
+        if self._sweeping:
+            loop.call_later(SWEEP_EVERY_S, self._sweep, loop)
 
 
 HEADS: web.AppKey[HeadTimer] = web.AppKey("heads")

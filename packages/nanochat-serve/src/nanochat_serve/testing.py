@@ -45,7 +45,7 @@ class ScriptedBackend:
                     if isinstance(event, Exception):
                         raise event
                     num_open -= isinstance(event, Finished)
-                    yield event if isinstance(event, Prompt) else replace(event, sample=sample)
+                    yield event if isinstance(event, Prompt) or not sample else replace(event, sample=sample)
         finally:
             self.num_running -= 1
             self.num_cancelled += int(num_open > 0)
