@@ -111,6 +111,8 @@ class Settings:
     """Log a line for each request: id, address, route, status, time; nothing of its content."""
     log_conversations: bool = False
     """Write what is asked and answered to the log."""
+    collect: Path | None = None
+    """A .jsonl file to which the page adds answers that a person corrected or praised, for chat-sft to train on."""
 
     def __post_init__(self) -> None:
         counts = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
@@ -181,8 +183,22 @@ def serve(settings: Settings) -> int:
             log_conversations=settings.log_conversations,
             model_name=paths.model_name(checkpoint),
         )
-        asyncio.run(run_server(create_app(pool, server_settings), pool, listener, settings, tls))
+        app = create_app(pool, server_settings)
+        describe(app, checkpoint, settings.collect)
+        asyncio.run(run_server(app, pool, listener, settings, tls))
     return 0
+
+
+def describe(app: web.Application, checkpoint: Path, collect: Path | None) -> None:
+    """Gives the page the model's card, as far as there is one, and the file for corrections."""
+    from nanochat_serve import collect_corrections, describe_model
+
+    from nanochat_apps.page_card import page_card, training_command
+
+    with suppress(OSError, ValueError, LookupError):  # whatever is wrong with a card, the model can be served
+        describe_model(app, page_card(checkpoint))
+    if collect is not None:
+        collect_corrections(app, collect, training_command(checkpoint, collect))
 
 
 async def run_server(

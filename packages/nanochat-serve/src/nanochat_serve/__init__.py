@@ -6,6 +6,7 @@ from nanochat_serve.fields import parse_request
 from nanochat_serve.frames import WorkerError
 from nanochat_serve.in_process import ThreadedBackend
 from nanochat_serve.logs import log_to_stderr
+from nanochat_serve.page import collect_corrections, describe_model
 from nanochat_serve.protocols import (
     BackendStatus,
     ChatBackend,
@@ -44,7 +45,9 @@ __all__ = [
     "WorkerError",
     "WorkerPool",
     "WorkerStatus",
+    "collect_corrections",
     "create_app",
+    "describe_model",
     "log_to_stderr",
     "parse_request",
     "replace_api_keys",

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from importlib.resources import files
 
 from aiohttp import web
 
-from nanochat_serve import openai, openapi, responses, status
+from nanochat_serve import openai, openapi, page, responses, status
 from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, admitted, json_body
 from nanochat_serve.fields import SEED_CHAT, parse
 from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
 from nanochat_serve.logs import HTTP_LOG, LOG, without_traceback
 from nanochat_serve.metrics import ServerMetrics
+from nanochat_serve.page import PAGE_FILES, page_file
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, Prompt, TextDelta, ToolCall
 from nanochat_serve.serving import HEADS, HeadTimer
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
-
-PAGE_FILES = {
-    "/": ("index.html", "text/html"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/markdown.js": ("markdown.js", "text/javascript"),
-    "/store.js": ("store.js", "text/javascript"),
-    "/view.js": ("view.js", "text/javascript"),
-    "/wire.js": ("wire.js", "text/javascript"),
-    "/style.css": ("style.css", "text/css"),
-}
 
 
 def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> web.Application:
@@ -57,6 +47,7 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "/v1/responses": responses.responses,
         "/tokenize": openai.tokenize,
         "/detokenize": openai.detokenize,
+        "/corrections": page.corrections,
     }
     gets: dict[str, Handler] = {
         "/v1/models": openai.models,
@@ -65,9 +56,10 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "/health": status.health,
         "/ready": status.ready,
         "/stats": status.stats,
+        "/card": page.card,
         "/metrics": status.metrics,
         "/openapi.json": openapi.handler(settings),
-        **{path: _page_file(name, content_type) for path, (name, content_type) in PAGE_FILES.items()},
+        **{path: page_file(name, content_type) for path, (name, content_type) in PAGE_FILES.items()},
     }
     app.router.add_routes([web.post(settings.root_path + path, handler) for path, handler in posts.items()])
     app.router.add_routes([web.get(settings.root_path + path, handler) for path, handler in gets.items()])
@@ -97,17 +89,6 @@ def wire_lines(_prompt: int, event: ChatEvent) -> list[Line]:
     if isinstance(event, ToolCall):
         return [{"tool": {"expression": event.expression, "output": event.output or ""}, "gpu": event.worker}]
     return [{"done": True}]
-
-
-def _page_file(name: str, content_type: str) -> Handler:
-    content = (files("nanochat_serve") / "static" / name).read_text(encoding="utf-8")
-
-    async def serve(_request: web.Request) -> web.Response:
-        return web.Response(
-            text=content, content_type=content_type, charset="utf-8", headers={"Cache-Control": "no-cache"}
-        )
-
-    return serve
 
 
 async def _own_backend(app: web.Application) -> AsyncIterator[None]:

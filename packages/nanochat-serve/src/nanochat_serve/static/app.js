@@ -1,264 +1,351 @@
-// The chat page: what a person can do, and the state it changes. Rendering is in view.js, the browser's store in store.js.
+// The chat page: what a person can do, and the state it changes. Showing is in the modules named for what they show.
 
-import { forgetChat, forgetOldest, loadChats, newChat, onOtherTab, recall, remember, saveChat } from "./store.js";
-import { renderChatRow, renderEmpty, renderMessage, renderNotice } from "./view.js";
-import { isReady, serverFacts, stream } from "./wire.js";
+import { Answers } from "./answers.js";
+import { openCard } from "./card.js";
+import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, pathOf, showBranch, textOf } from "./chats.js";
+import { fit, lengthOf, tokensOf } from "./context.js";
+import { $, announce, h, keyed } from "./dom.js";
+import { emptyOf, makeMessage, noticeOf, updateMessage } from "./messages.js";
+import { openComparison, openSamples } from "./samples.js";
+import { makeSettings, showSettings } from "./settings.js";
+import { exportChats, readExport, rowBeside, search, showChats } from "./sidebar.js";
+import { recall, remember, Store } from "./store.js";
+import { openPrompt, updateRibbon } from "./tokens.js";
+import { askJson, readFacts } from "./wire.js";
 
-const $ = (id) => document.getElementById(id);
-const SETTINGS = { temperature: "temperature", top_k: "top-k", max_tokens: "max-tokens" };
-const IDEAS = ["What is 37 times 12?", "How many r are in strawberry?", "What can you do?"];
-const PASSING = new Set(["connection", "not_ready", "stopping", "server_busy", "client_busy", "timeout"]);
-const MAX_PAUSE_S = 30;
+const IDEAS = ["What is 37 times 12?", "What can you do?", "Tell me a short story."];
+const FACTS_EVERY_MS = 5000;
 
-const state = { chats: loadChats(), current: null, editing: null, removed: null };
-const running = new Map(); // chat id -> AbortController of the answer that is being written
-const notices = new Map(); // chat id -> what went wrong with its last answer
-
-const isBusy = (chat) => chat !== null && running.has(chat.id);
+/** @type {{chats: any[], chat: any, editing: string | null, removed: any, found: Set<string> | null, banner: any, facts: any}} */
+const state = { chats: [], chat: null, editing: null, removed: null, found: null, banner: null, facts: { ready: null } };
+const elsewhere = new Set(); // ids of answers that other tabs are writing
+const key = () => $("api-key").value;
+const store = new Store(hear, (error) => showTrouble(error));
+const answers = new Answers({ store, facts: () => state.facts, key, show: showAnswer });
 
 // ---- showing
 
 function render() {
-  const { current, editing } = state;
-  const messages = current?.messages ?? [];
-  const busy = isBusy(current);
-  const rows = messages.map((message, index) => {
-    const last = index === messages.length - 1;
-    return renderMessage(message, {
-      onEdit: message.role === "user" && !busy ? () => edit(index) : null,
-      onRegenerate: message.role === "assistant" && last && !busy ? regenerate : null,
-      busy: busy && last,
-      editing: editing === index,
-    });
-  });
-  if (!messages.length) rows.push(renderEmpty(IDEAS, send));
-  const notice = current && notices.get(current.id);
-  if (notice) rows.push(showNotice(current, notice));
-  $("messages").replaceChildren(...rows);
-  $("messages").setAttribute("aria-busy", String(busy)); // a screen reader reads the answer once it is whole
-  $("stop").hidden = !busy;
-  $("send").hidden = busy;
-  $("edit-bar").hidden = editing === null;
-  document.title = current ? `${current.title} - nanochat` : "nanochat";
-  scrollDown();
+  const { chat } = state;
+  const path = chat.messages ? pathOf(chat) : [];
+  const rows = /** @type {any[]} */ (path.map((message) => ({ key: message.id, message })));
+  const notice = answers.notices.get(chat.id);
+  if (notice) rows.push({ key: `notice ${notice.message}`, notice });
+  else if (path.at(-1)?.role === "user" && !answers.isBusy(chat)) rows.push({ key: "unanswered" });
+  if (!path.length) rows.push({ key: `empty ${state.facts.model}` });
+  const following = isAtEnd();
+  keyed($("log"), rows, (row) => row.key, makeRow, (node, row) => row.message && updateMessage(node, itemOf(row.message, path), actions));
+  if (following) scrollToEnd();
+  $("stop").hidden = !answers.isBusy(chat);
+  $("send").hidden = answers.isBusy(chat);
+  document.title = path.length ? `${chat.title} - nanochat` : "nanochat";
   renderChats();
+  renderComposer();
+}
+
+function makeRow(row) {
+  if (row.message) return makeMessage(row);
+  if (row.notice) return showNotice(state.chat, row.notice);
+  if (row.key === "unanswered") return noticeOf("Not answered.", [["Answer it", () => answers.answer(state.chat)]], { calm: true });
+  return emptyOf(state.facts.card?.suggestions ?? IDEAS, send, state.facts.card?.intro);
+}
+
+function itemOf(message, path) {
+  const { chat, facts } = state;
+  const start = path.findIndex((other) => other.id === chat.start);
+  const run = answers.running.get(chat.id);
+  const away = elsewhere.has(message.id);
+  return {
+    message, branches: branchesOf(chat, message), busy: run?.reply === message || away, elsewhere: away, queued: run?.queued, last: message === path.at(-1),
+    outside: path.indexOf(message) < start, editing: state.editing === message.id, tokens: chat.settings.logprobs, canCollect: Boolean(facts.card?.corrections), mayAct: !run,
+  };
 }
 
 function renderChats() {
-  $("chats").replaceChildren(...state.chats.map((chat) => renderChatRow(chat, {
-    current: chat === state.current,
-    busy: isBusy(chat),
-    onShow: () => show(chat),
-    onRemove: () => remove(chat),
-  })));
-  const undo = state.removed && renderNotice("Chat deleted.", [["Undo", restore]], { calm: true });
-  $("undo").replaceChildren(...(undo ? [undo] : []));
+  const { chats, chat: current, found } = state;
+  showChats(chats, { current, found, isBusy: (chat) => answers.isBusy(chat), act: { show, remove, rename, refresh: renderChats } });
+  const undo = state.removed && noticeOf("Chat deleted.", [["Undo", restore]], { calm: true });
+  $("toast").replaceChildren(...[undo, state.banner].filter(Boolean));
 }
 
-function showNotice(chat, { message, kind, param, waiting }) {
-  const tooLong = kind === "context_length_exceeded" || (kind === "invalid_request_error" && param === "messages");
-  const actions = [];
-  if (waiting) actions.push(["Try again now", () => answer(chat)], ["Give up", () => giveUp(chat)]);
-  else if (!tooLong) actions.push(["Try again", () => answer(chat)]);
-  else if (chat.messages.length > 1) actions.push(["Drop the oldest turns", () => dropOldest(chat)]);
-  return renderNotice(message, actions, { calm: Boolean(waiting) });
+function showNotice(chat, { message, kind, status, param, waiting, onto, settings }) {
+  const again = () => answers.answer(chat, { onto, settings });
+  const reply = pathOf(chat).at(-1);
+  const question = pathOf(chat).findLast((other) => other.role === "user");
+  const isLong = kind === "context_length_exceeded" || (kind === "invalid_request_error" && param?.startsWith("messages"));
+  if (waiting) return noticeOf(message, [["Try again now", again], ["Give up", () => answers.giveUp(chat)]], { calm: true });
+  if (isLong && !onto) return noticeOf(message, [["Edit the question", () => actions.edit(question)], ["Try again", again]]);
+  if (reply?.role === "assistant" && status === undefined) return noticeOf(message, [["Continue", () => actions.proceed(reply)], ["Start anew", () => actions.again(reply)]]);
+  return noticeOf(message, [["Try again", again]]);
 }
 
-function scrollDown() {
-  $("messages").scrollTop = $("messages").scrollHeight;
+// From the answers: at most one update a frame while one is written, and one announcement once it is whole.
+let frame = 0;
+function showAnswer(chat, reply, what) {
+  if (what === "more") {
+    if (chat === state.chat) frame ||= requestAnimationFrame(() => { frame = 0; drawLast(); });
+    return;
+  }
+  if (what === "begun") keep(chat);
+  if (what === "ended") {
+    store.putChat(chat);
+    const notice = answers.notices.get(chat.id);
+    if (chat === state.chat && !notice) announce(textOf(reply.content) || "The answer is empty.");
+    if (notice?.status === 401) openSettings(true, $("api-key"));
+  }
+  if (chat === state.chat) render();
+  else renderChats();
+  if (what === "begun" && chat === state.chat) scrollToEnd();
+  else keepFocus();
 }
 
-// The answer that is being written, at most once a frame.
-function renderLast(chat) {
-  if (chat !== state.current || chat.frame) return;
-  chat.frame = requestAnimationFrame(() => {
-    chat.frame = null;
-    if (chat !== state.current || !isBusy(chat)) return;
-    const log = $("messages");
-    const following = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-    log.lastElementChild.replaceWith(renderMessage(chat.messages.at(-1), { busy: true }));
-    if (following) scrollDown();
-  });
+function drawLast() {
+  const { chat } = state;
+  const run = answers.running.get(chat.id);
+  const node = $("log").lastElementChild;
+  if (!run || node?.dataset.key !== run.reply.id) return;
+  const following = isAtEnd();
+  updateMessage(node, itemOf(run.reply, pathOf(chat)), actions);
+  if (following) scrollToEnd();
 }
+
+const isAtEnd = () => { const log = $("messages"); return log.scrollHeight - log.scrollTop - log.clientHeight < 80; };
+const scrollToEnd = () => { $("messages").scrollTop = $("messages").scrollHeight; };
+
+// What had the focus is gone: the composer takes it, or on a phone, where that would open the keyboard, the conversation.
+function keepFocus() {
+  if (document.activeElement === document.body && document.hasFocus() && getSelection().isCollapsed) (matchMedia("(pointer: coarse)").matches ? $("messages") : $("prompt")).focus({ preventScroll: true });
+}
+
+function showTrouble(error) {
+  const full = error.name === "QuotaExceededError";
+  const message = full ? "The browser's storage is full: what is written now is lost when this page is closed." : `The browser keeps no chats (${error.message}): they are lost when this page is closed.`;
+  state.banner = noticeOf(message, [["Export all chats", () => exportChats(state.chats, store)]]);
+  if (state.chat) renderChats();
+}
+
+// A bug of the page is called one.
+const showBug = (error) => { state.banner = noticeOf(`The page failed: ${error?.message ?? error}. Reloading it may help.`, []); if (state.chat) renderChats(); };
+addEventListener("error", (event) => showBug(event.error ?? event.message));
+addEventListener("unhandledrejection", (event) => showBug(event.reason));
 
 // ---- chats
 
-function show(chat) {
-  state.current = chat;
-  stopEditing();
+async function show(chat, { focus = true, push = true } = {}) {
+  state.chat = chat;
+  state.editing = null;
+  const hash = chat.kept ? `#${chat.id}` : location.pathname;
+  if (push) history.pushState(null, "", hash);
+  chat.messages ??= new Map((await store.messages(chat.id)).map((message) => [message.id, message]));
+  chat.leaf = pathOf(chat).at(-1)?.id ?? null; // it may name an answer of which nothing came
+  if (chat !== state.chat) return;
+  for (const message of chat.messages.values()) if (message.finish === null && !isWritten(message)) message.finish = "interrupted";
+  $("prompt").value = recall(draftKey()) ?? "";
+  showSettings(state.facts, chat);
   openSidebar(false);
   render();
+  scrollToEnd();
+  if (focus) keepFocus();
 }
 
-function remove(chat) {
-  running.get(chat.id)?.abort();
-  clearNotice(chat);
+const isWritten = (message) => elsewhere.has(message.id) || answers.running.get(message.chat)?.reply === message;
+const fresh = () => newChat(recall("settings") ?? {}, "");
+const draftKey = () => `draft.${state.chat.kept ? state.chat.id : "new"}`;
+
+async function remove(chat) {
+  const beside = rowBeside(chat);
+  answers.stop(chat);
+  answers.clearNotice(chat);
+  chat.messages ??= new Map((await store.messages(chat.id)).map((message) => [message.id, message]));
   state.removed = chat;
   state.chats = state.chats.filter((other) => other !== chat);
-  forgetChat(chat);
-  if (chat === state.current) show(null);
+  if (chat === state.chat) await show(fresh(), { focus: false });
   else renderChats();
+  beside.focus();
+  await store.removeChat(chat.id);
 }
 
-function restore() {
+async function restore() {
   const chat = state.removed;
   state.removed = null;
   state.chats = [...state.chats, chat].sort((a, b) => b.time - a.time);
-  saveChat(chat);
-  show(chat);
+  await show(chat, { focus: false });
+  [...$("chats").children].find((row) => row.dataset.key === chat.id)?.firstChild.focus();
+  await store.restore(chat);
+}
+
+function rename(chat, title) {
+  Object.assign(chat, { title, named: true });
+  store.putChat(chat);
+  if (chat === state.chat) render();
 }
 
 function keep(chat) {
+  const anew = !chat.kept;
   chat.time = Date.now();
   state.chats = [chat, ...state.chats.filter((other) => other !== chat)];
-  forgetOldest(state.chats);
-  saveChat(chat);
+  const written = store.putChat(chat, { anew });
+  if (anew && chat === state.chat) written.then(() => { if (chat === state.chat) history.replaceState(null, "", `#${chat.id}`); });
+  return written;
 }
 
-// Chats of other tabs come in; those that are in use here stay as they are.
-onOtherTab(() => {
-  const mine = new Map(state.chats.filter((chat) => chat === state.current || isBusy(chat)).map((chat) => [chat.id, chat]));
-  const theirs = loadChats();
-  state.chats = theirs.map((chat) => mine.get(chat.id) ?? chat);
-  renderChats();
-});
+// Another tab has done something.
+async function hear({ kind, chat: id, id: messageId, live, ids }) {
+  if (!state.chat) return;
+  const chat = state.chats.find((other) => other.id === id);
+  if (kind === "who") for (const { reply } of answers.running.values()) store.putMessage(reply);
+  else if (kind === "left") ids.forEach((left) => elsewhere.delete(left));
+  else if (kind === "gone" && chat) {
+    answers.stop(chat);
+    state.chats = state.chats.filter((other) => other !== chat);
+    if (chat === state.chat) await show(fresh(), { push: false });
+  } else if (kind === "chat") {
+    const record = await store.chat(id);
+    if (!isChat(record)) return;
+    if (chat) Object.assign(chat, { title: record.title, named: record.named, time: record.time });
+    else state.chats.push(chatFrom(record));
+    state.chats.sort((a, b) => b.time - a.time);
+  } else if (kind === "message" && chat?.messages) {
+    const message = await store.message(messageId);
+    if (!isMessage(message)) return;
+    if (live) elsewhere.add(messageId);
+    else elsewhere.delete(messageId);
+    const follows = !chat.messages.has(messageId) && (message.parent === chat.leaf || message.parent === null) && !answers.isBusy(chat);
+    chat.messages.set(messageId, message);
+    if (follows) chat.leaf = messageId;
+  }
+  render();
+}
 
 // ---- asking
 
-function send(text) {
+async function send(text) {
+  const { chat } = state;
+  if (answers.isBusy(chat)) return;
   state.removed = null;
-  if (!state.current) state.current = newChat(text);
-  const chat = state.current;
-  if (isBusy(chat)) return;
-  if (state.editing !== null) chat.messages.length = state.editing;
-  state.editing = null;
-  // What was never answered gives way: turns alternate.
-  if (chat.messages.at(-1)?.role === "user") chat.messages.pop();
-  chat.messages.push({ role: "user", content: text });
-  if (chat.messages.length === 1) chat.title = text.slice(0, 60);
-  answer(chat);
+  const last = pathOf(chat).at(-1);
+  await ask(last?.role === "user" ? last.parent : (last?.id ?? null), text); // what was never answered becomes another branch
 }
 
-// The turns after an edited message stay until the new text is sent.
-function edit(index) {
-  state.editing = index;
-  write(state.current.messages[index].content);
+// A question below `parent`. What stood there stays, as another branch.
+async function ask(parent, text) {
+  const { chat } = state;
+  const question = addMessage(chat, parent, "user", text);
+  if (parent === null && !chat.named) chat.title = text.slice(0, 60);
   render();
-  $("prompt").focus();
+  await keep(chat);
+  store.putMessage(question);
+  await answers.answer(chat);
 }
 
-function stopEditing() {
-  if (state.editing === null) return;
-  state.editing = null;
-  write("");
-  render();
-}
+const actions = {
+  edit(message) {
+    state.editing = message?.id ?? null;
+    render();
+    keepFocus();
+  },
+  saveEdit(message, text) {
+    state.editing = null;
+    if (!text || text === textOf(message.content)) return actions.edit(null);
+    if (message.role === "assistant") collect(message, text, "corrected");
+    else ask(message.parent, text);
+    return keepFocus();
+  },
+  branch(message) {
+    showBranch(state.chat, message);
+    store.putChat(state.chat);
+    render();
+    keepFocus();
+  },
+  again(message, settings) {
+    state.chat.leaf = message.parent;
+    answers.answer(state.chat, { settings });
+  },
+  proceed: (message) => answers.answer(state.chat, { onto: message }),
+  take(message, index, text) {
+    const { chat } = state;
+    const tokens = [...message.tokens.slice(0, index), { ...message.tokens[index], text, logprob: message.tokens[index].top.find(([other]) => other === text)[1] }];
+    const reply = addMessage(chat, message.parent, "assistant", [{ type: "text", text: tokens.map((token) => token.text).join("") }]);
+    Object.assign(reply, { tokens, finish: "interrupted" });
+    answers.answer(chat, { onto: reply });
+  },
+  rate: (message) => collect(message, null, "up"),
+};
 
-function regenerate() {
-  state.current.messages.pop();
-  answer(state.current);
-}
-
-function dropOldest(chat) {
-  chat.messages.splice(0, Math.max(2, 2 * Math.floor(chat.messages.length / 4)));
-  answer(chat);
-}
-
-async function answer(chat, pauseS = 2) {
-  if (isBusy(chat)) return;
-  clearNotice(chat);
-  while (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
-  const request = { messages: chat.messages.map(({ role, content }) => ({ role, content })), ...settings() };
-  const reply = { role: "assistant", content: [] };
-  const controller = new AbortController();
-  chat.messages.push(reply);
-  running.set(chat.id, controller);
-  keep(chat);
+// Keeps a good or corrected answer, with what came before it, on the server for the next training.
+async function collect(message, text, rating) {
+  const { chat, facts } = state;
+  const content = text === null ? message.content : [{ type: "text", text }];
+  chat.leaf = message.parent;
+  const messages = [...pathOf(chat), { role: "assistant", content }].map(({ role, content: said }) => ({ role, content: said }));
+  if (text === null) chat.leaf = message.id;
+  else Object.assign(addMessage(chat, message.parent, "assistant", content), { finish: "stop", rating });
+  const kept = text === null ? message : chat.messages.get(chat.leaf);
+  if (chat.system.trim()) messages.unshift({ role: "system", content: chat.system });
+  showBranch(chat, kept);
+  await store.putMessage(Object.assign(kept, { rating }));
   render();
   try {
-    await stream(request, { apiKey: $("api-key").value, signal: controller.signal }, (event) => {
-      if (event.token !== undefined) addText(reply, event.token);
-      if (event.tool) reply.content.push({ type: "python", text: event.tool.expression }, { type: "python_output", text: event.tool.output });
-      renderLast(chat);
-    });
+    const { file, count } = await askJson("corrections", { key: key(), body: { messages } });
+    state.banner = noticeOf(`Kept as conversation ${count} of ${file}. Train on it with: ${facts.card.corrections}`, [["Close", () => { state.banner = null; renderChats(); }]], { calm: true });
   } catch (error) {
-    if (error.name !== "AbortError") fail(chat, reply, error, pauseS);
-    else if (!reply.content.length) notices.set(chat.id, { message: "Stopped before the answer began.", kind: "stopped" });
-  } finally {
-    if (!reply.content.length) chat.messages.pop();
-    running.delete(chat.id);
-    if (state.chats.includes(chat)) saveChat(chat);
-    if (chat === state.current) render();
-    else renderChats();
-    if (chat === state.current && document.activeElement === document.body) $("prompt").focus();
+    state.banner = noticeOf(`Not kept on the server: ${error.message}`, []);
   }
+  renderChats();
 }
 
-// What passes by itself is tried again, with longer and longer pauses, as long as nothing of the answer has come.
-function fail(chat, reply, error, pauseS) {
-  const kind = error.kind ?? "connection";
-  let message = error.kind ? error.message : "The server cannot be reached.";
-  if (error.status === 401) {
-    openSettings(true);
-    $("api-key").focus();
-  }
-  if (PASSING.has(kind) && !reply.content.length) {
-    message += " Trying again by itself.";
-    const timer = setTimeout(() => tryAgain(chat, pauseS), 1000 * Math.max(pauseS, error.retryAfter ?? 0));
-    notices.set(chat.id, { message, kind, waiting: timer });
-  } else {
-    notices.set(chat.id, { message, kind, param: error.param });
-  }
-}
+const requestNow = () => {
+  const { chat, facts } = state;
+  const text = $("prompt").value.trim();
+  const path = /** @type {any[]} */ (pathOf(chat));
+  if (text) path.push({ role: "user", content: text });
+  else if (path.at(-1)?.role === "assistant") path.pop();
+  if (!path.length) return null;
+  const { logprobs: _logprobs, ...settings } = chat.settings;
+  return { messages: fit(path, chat, facts).messages.map(({ role, content }) => ({ role, content: textOf(content) })), ...settings };
+};
 
-async function tryAgain(chat, pauseS) {
-  const notice = notices.get(chat.id);
-  const longer = Math.min(2 * pauseS, MAX_PAUSE_S);
-  if (await isReady()) {
-    if (notices.get(chat.id) === notice) answer(chat, longer);
-  } else if (notices.get(chat.id) === notice) {
-    notice.waiting = setTimeout(() => tryAgain(chat, longer), 1000 * longer);
-  }
-}
-
-function clearNotice(chat) {
-  clearTimeout(notices.get(chat.id)?.waiting);
-  notices.delete(chat.id);
-}
-
-function giveUp(chat) {
-  clearNotice(chat);
-  notices.set(chat.id, { message: "Not answered.", kind: "stopped" });
+async function keepSample(text) {
+  const { chat } = state;
+  const asked = $("prompt").value.trim();
+  const path = pathOf(chat);
+  const question = asked ? addMessage(chat, path.at(-1)?.role === "user" ? path.at(-1).parent : (path.at(-1)?.id ?? null), "user", asked) : path.findLast((message) => message.role === "user");
+  if (asked) write("");
+  if (!chat.kept && !chat.named) chat.title = textOf(question.content).slice(0, 60);
+  const reply = Object.assign(addMessage(chat, question.id, "assistant", [{ type: "text", text }]), { finish: "stop" });
+  await keep(chat);
+  for (const message of [question, reply]) store.putMessage(message);
   render();
-}
-
-// Only what a person has set: the rest is the server's choice.
-function settings() {
-  const set = Object.entries(SETTINGS).filter(([, id]) => $(id).value !== "");
-  return Object.fromEntries(set.map(([name, id]) => [name, Number($(id).value)]));
-}
-
-function addText(reply, text) {
-  const last = reply.content.at(-1);
-  if (last?.type === "text") last.text += text;
-  else reply.content.push({ type: "text", text });
 }
 
 // ---- the composer, keys and panels
 
 function write(text) {
   $("prompt").value = text;
-  fit();
+  remember(draftKey(), text);
+  renderComposer();
 }
 
-function fit() {
+// Height, what is too long, and how full the model's context is.
+function renderComposer() {
+  const { chat, facts } = state;
   const prompt = $("prompt");
   prompt.style.height = "auto";
   prompt.style.height = `${prompt.scrollHeight + 2}px`;
-}
-
-function stop() {
-  if (state.current) running.get(state.current.id)?.abort();
+  const { length } = prompt.value.trim();
+  const over = facts.messageChars && length > facts.messageChars;
+  $("too-long").textContent = over ? `${length.toLocaleString("en")} of at most ${facts.messageChars.toLocaleString("en")} characters: shorten it to send it.` : "";
+  prompt.setAttribute("aria-invalid", String(Boolean(over)));
+  const path = chat.messages ? pathOf(chat) : [];
+  const draft = length ? [{ role: "user", content: prompt.value }] : [];
+  const seen = path.length + draft.length ? fit([...path, ...draft], chat, facts) : { start: 0, chars: 0 };
+  const used = tokensOf(chat, path.slice(seen.start).reduce((sum, message) => sum + lengthOf(message.content), length + chat.system.length));
+  $("ruler").hidden = !facts.context;
+  if (!facts.context) return;
+  $("ruler-bar").max = facts.context;
+  $("ruler-bar").value = Math.min(used, facts.context);
+  const turns = path.slice(0, seen.start).filter((message) => message.role === "user").length;
+  $("ruler-text").textContent = `${Math.min(used, facts.context)}/${facts.context} tokens${turns ? `, ${turns} earlier turn${turns > 1 ? "s" : ""} out of sight` : ""}`;
 }
 
 function openSidebar(open) {
@@ -266,91 +353,133 @@ function openSidebar(open) {
   $("toggle-sidebar").setAttribute("aria-expanded", String(open));
 }
 
-function openSettings(open) {
+function openSettings(open, focus) {
   $("settings").hidden = !open;
   $("toggle-settings").setAttribute("aria-expanded", String(open));
+  focus?.focus();
 }
 
-$("composer").addEventListener("submit", (event) => {
+const showRibbon = () => { if (!$("ribbon").hidden) updateRibbon($("prompt").value, key()); };
+const startNew = async () => { await show(fresh(), { focus: false }); $("prompt").focus(); };
+const on = (id, type, act) => $(id).addEventListener(type, act);
+
+on("composer", "submit", (event) => {
   event.preventDefault();
   const text = $("prompt").value.trim();
-  if (!text || isBusy(state.current)) return;
+  if (!text || answers.isBusy(state.chat) || $("too-long").textContent) return;
   write("");
   send(text);
 });
-$("prompt").addEventListener("input", fit);
-$("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+on("prompt", "input", () => { remember(draftKey(), $("prompt").value); renderComposer(); showRibbon(); });
+on("prompt", "keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
     event.preventDefault();
     $("composer").requestSubmit();
-  } else if (event.key === "ArrowUp" && !$("prompt").value && state.current && !isBusy(state.current)) {
-    const index = state.current.messages.findLastIndex((message) => message.role === "user");
-    if (index >= 0) {
-      event.preventDefault();
-      edit(index);
-    }
+  } else if (event.key === "ArrowUp" && !$("prompt").value && !answers.isBusy(state.chat)) {
+    const question = pathOf(state.chat).findLast((message) => message.role === "user");
+    if (question) { event.preventDefault(); actions.edit(question); }
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.altKey && event.key.toLowerCase() === "n") {
-    event.preventDefault();
-    $("new-chat").click();
-  }
-  if (event.key !== "Escape") return;
-  if ($("sidebar").classList.contains("open")) {
-    openSidebar(false);
-    $("toggle-sidebar").focus();
-  } else if (isBusy(state.current)) stop();
-  else stopEditing();
+  if (event.altKey && event.key.toLowerCase() === "n") { event.preventDefault(); startNew(); }
+  if (event.key !== "Escape" || document.querySelector("dialog[open], .choices")) return;
+  if ($("sidebar").classList.contains("open")) { openSidebar(false); $("toggle-sidebar").focus(); }
+  else answers.stop(state.chat);
 });
-$("stop").addEventListener("click", stop);
-$("cancel-edit").addEventListener("click", () => { stopEditing(); $("prompt").focus(); });
-$("new-chat").addEventListener("click", () => { show(null); $("prompt").focus(); });
-$("toggle-sidebar").addEventListener("click", () => openSidebar(!$("sidebar").classList.contains("open")));
-$("messages").addEventListener("click", () => openSidebar(false));
-$("toggle-settings").addEventListener("click", () => openSettings($("settings").hidden));
-$("settings").addEventListener("submit", (event) => event.preventDefault());
-addEventListener("pagehide", () => state.chats.filter(isBusy).forEach(saveChat));
-
-// ---- settings: an empty field means the server's own value, shown in grey
-
-async function prepareSettings() {
-  const kept = recall("settings") ?? {};
-  for (const id of Object.values(SETTINGS)) {
-    $(id).value = kept[id] ?? "";
-    $(id).addEventListener("change", rememberSettings);
+on("stop", "click", () => { answers.stop(state.chat); $("prompt").focus(); });
+on("new-chat", "click", startNew);
+on("search", "input", async () => { state.found = await search($("search").value, state.chats, store); renderChats(); });
+on("export", "click", () => exportChats(state.chats, store));
+on("import", "click", () => $("import-file").click());
+on("import-file", "change", async () => {
+  try {
+    const { chats, damaged } = readExport(await $("import-file").files[0].text());
+    const mine = new Set(state.chats.map((chat) => chat.id));
+    const taken = chats.filter((chat) => !mine.has(chat.id));
+    await store.restore(...taken);
+    state.chats = [...state.chats, ...taken].sort((a, b) => b.time - a.time);
+    state.banner = noticeOf(`${taken.length} chats imported${chats.length > taken.length ? `, ${chats.length - taken.length} were here already` : ""}${damaged ? `, ${damaged} damaged records left out` : ""}.`, [], { calm: true });
+  } catch (error) {
+    state.banner = noticeOf(`That file cannot be imported: ${error.message}.`, []);
   }
-  $("api-key").addEventListener("change", showFacts);
-  await showFacts();
-}
-
-async function showFacts() {
-  const facts = await serverFacts($("api-key").value);
-  if (!facts) return; // the chat says so itself when the server is gone
-  for (const [name, id] of Object.entries(SETTINGS)) $(id).placeholder = facts.defaults[name];
-  $("model").textContent = facts.model;
-}
-
-function rememberSettings() {
-  remember("settings", Object.fromEntries(Object.values(SETTINGS).map((id) => [id, $(id).value])));
-}
-
-$("reset-settings").addEventListener("click", () => {
-  for (const id of Object.values(SETTINGS)) $(id).value = "";
-  rememberSettings();
+  $("import-file").value = "";
+  renderChats();
 });
+on("toggle-sidebar", "click", () => openSidebar(!$("sidebar").classList.contains("open")));
+on("messages", "click", () => openSidebar(false));
+on("toggle-settings", "click", () => openSettings($("settings").hidden));
+on("settings", "submit", (event) => event.preventDefault());
+on("status", "click", () => openCard(state.facts.card, state.facts, send));
+on("toggle-ribbon", "click", () => {
+  const open = $("ribbon").hidden;
+  $("ribbon").hidden = !open;
+  $("toggle-ribbon").setAttribute("aria-expanded", String(open));
+  showRibbon();
+});
+on("see-prompt", "click", () => { const request = requestNow(); if (request) openPrompt(request.messages, key()); });
+on("ask-many", "click", () => { const request = requestNow(); if (request) openSamples(request, key(), keepSample); });
+on("compare", "click", () => { const request = requestNow(); if (request) openComparison({ seed: 1, ...request }, state.facts.models, key(), keepSample); });
+addEventListener("pagehide", () => answers.leave());
+addEventListener("popstate", showAddress);
+
+// The chat that the address names; without one a new chat.
+async function showAddress() {
+  const id = decodeURIComponent(location.hash.slice(1));
+  const chat = state.chats.find((other) => other.id === id);
+  if (id && !chat) state.banner = noticeOf("This browser has no chat of that address.", [], { calm: true });
+  await show(chat ?? fresh(), { push: false });
+}
+
+// ---- settings
+
+function keepSettings() {
+  const { chat } = state;
+  remember("settings", chat.settings);
+  if (chat.kept) store.putChat(chat);
+  render();
+}
+
+on("system", "input", () => { state.chat.system = $("system").value; if (state.chat.kept) store.putChat(state.chat); renderComposer(); });
+on("show-tokens", "change", () => { if ($("show-tokens").checked) state.chat.settings.logprobs = true; else delete state.chat.settings.logprobs; keepSettings(); });
+on("model-choice", "change", () => { state.chat.settings.model = $("model-choice").value; keepSettings(); });
+on("reset-settings", "click", () => { state.chat.settings = {}; keepSettings(); showSettings(state.facts, state.chat); });
+on("api-key", "change", () => showFacts(true));
 
 // ---- light and dark: the system's choice until a person makes another
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const setTheme = () => { document.documentElement.dataset.theme = recall("theme") ?? (dark.matches ? "dark" : "light"); };
-dark.addEventListener("change", setTheme);
-$("toggle-theme").addEventListener("click", () => {
-  remember("theme", document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  setTheme();
+on("toggle-theme", "click", () => {
+  const dark = getComputedStyle(document.documentElement).colorScheme === "dark" || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  remember("theme", document.documentElement.dataset.theme);
 });
 
-setTheme();
-prepareSettings();
-state.current = state.chats[0] ?? null;
-render();
+// ---- what the server says of itself, now and then; all of it where the model is another
+
+async function showFacts(details = false) {
+  const facts = await readFacts(key(), { details });
+  const other = facts && facts.model !== state.facts.model;
+  if (other && !details) return showFacts(true);
+  Object.assign(state.facts, facts ?? { ready: false, gone: true });
+  if (facts) state.facts.gone = false;
+  const { model, ready, gone, waiting, models } = state.facts;
+  const now = gone ? "not reachable" : !ready ? "loading" : waiting ? `ready, ${waiting} waiting` : "ready";
+  $("status").replaceChildren(h("span", {}, model ?? "model"), h(`span.state${ready ? ".ready" : ""}`, {}, now));
+  $("compare").hidden = !(models?.length > 1);
+  if (details && facts && state.chat) {
+    makeSettings(state.facts, () => state.chat, keepSettings);
+    render();
+  }
+}
+
+async function start() {
+  await store.open();
+  state.chats = (await store.chats()).map(chatFrom).sort((a, b) => b.time - a.time);
+  state.chat = fresh();
+  makeSettings(state.facts, () => state.chat, keepSettings);
+  store.tell({ kind: "who" });
+  await showAddress();
+  await showFacts(true);
+  setInterval(() => { if (document.visibilityState === "visible") showFacts(); }, FACTS_EVERY_MS);
+}
+
+start();

@@ -1,127 +1,133 @@
-// Markdown to DOM nodes. All text goes in as text: whatever a model or a person writes, nothing of it becomes markup or code.
+// Markdown to DOM nodes, by markdown-it's tokens. All text goes in as text: whatever a model or a person writes, nothing becomes code.
 
-const FENCE = /(^|\n)```([^\n]*)\n([\s\S]*?)(?:\n?```(?=\n|$)|$)/g;
-const SPANS = /(`[^`\n]+`|\*\*[^*]+\*\*|\*[^*\s][^*]*\*|\[[^\]\n]+\]\(https?:\/\/[^\s()]+\))/;
+import { copyButton, h } from "./dom.js";
+import MarkdownIt from "./vendor/markdown-it.js";
 
-export function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
+markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
+markdown.validateLink = (url) => /^https?:/i.test(url);
+
+// `5*6*7` is a product: between letters or digits a star marks nothing.
+const scan = markdown.inline.State.prototype.scanDelims;
+markdown.inline.State.prototype.scanDelims = function scanDelims(start, canSplitWord) {
+  let end = start;
+  while (this.src[end] === this.src[start]) end += 1;
+  const inWord = /[A-Za-z0-9)]/.test(this.src[start - 1] ?? "") && /[A-Za-z0-9(]/.test(this.src[end] ?? "");
+  return scan.call(this, start, canSplitWord && !inWord);
+};
+
+// Mathematics stays as it was written, so that its stars, lines and backslashes mean what they mean there.
+const MATHS = /\$\$[^$]+\$\$|\$(?![\s\d.,]+\s)[^\s$](?:[^$\n]*[^\s$\\])?\$(?!\d)|\\\([^\n]+?\\\)|\\\[[^]+?\\\]/y;
+markdown.inline.ruler.before("escape", "maths", (state, silent) => {
+  MATHS.lastIndex = state.pos;
+  const [text] = MATHS.exec(state.src) ?? [];
+  if (!text) return false;
+  if (!silent) state.push("maths", "code", 0).content = text;
+  state.pos += text.length;
+  return true;
+});
+
+const LEAVES = {
+  text: (token) => token.content,
+  text_special: (token) => token.content,
+  code_inline: (token) => h("code", {}, token.content),
+  maths: (token) => h("code.maths", {}, token.content),
+  softbreak: () => h("br"),
+  hardbreak: () => h("br"),
+  hr: () => h("hr"),
+  image: imageLink,
+  fence: (token) => codeBox(token.info.trim().split(/\s+/)[0], token.content.replace(/\n$/, "")),
+  code_block: (token) => codeBox("", token.content.replace(/\n$/, "")),
+};
+
+// Nothing is loaded from elsewhere: an image is a link to it.
+function imageLink(token) {
+  const url = token.attrGet("src");
+  return /^https?:/i.test(url) ? link(url, token.content || url) : token.content;
 }
 
-export function button(label, act, name) {
-  const made = element("button", "", label);
-  made.type = "button";
-  if (name) made.setAttribute("aria-label", name);
-  made.addEventListener("click", act);
-  return made;
-}
+const link = (href, text) => h("a", { href, title: href, target: "_blank", rel: "noopener noreferrer nofollow" }, text);
 
-export function copyButton(text, name) {
-  const made = button("Copy", async () => {
-    made.removeAttribute("aria-label"); // so that what happened is read out
-    made.textContent = (await copy(text())) ? "Copied" : "Could not copy";
-    setTimeout(() => {
-      made.textContent = "Copy";
-      made.setAttribute("aria-label", name);
-    }, 1500);
-  }, name);
-  return made;
-}
-
-// A page that came over plain HTTP has no clipboard; there the old command still works.
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const area = element("textarea");
-    area.value = text;
-    document.body.append(area);
-    area.select();
-    const copied = document.execCommand("copy");
-    area.remove();
-    return copied;
-  }
-}
-
-export function renderMarkdown(text) {
-  const body = element("div", "body");
-  let end = 0;
-  for (const fence of text.matchAll(FENCE)) {
-    appendBlocks(body, text.slice(end, fence.index));
-    body.append(renderCode(fence[2].trim(), fence[3]));
-    end = fence.index + fence[0].length;
-  }
-  appendBlocks(body, text.slice(end));
-  return body;
-}
-
-function renderCode(language, code) {
-  const box = element("div", "code");
-  const head = element("div", "code-head");
-  head.append(element("span", "", language || "code"), copyButton(() => code, "Copy code"));
-  const pre = element("pre");
-  pre.tabIndex = 0; // long lines can be scrolled with the keyboard
-  pre.append(element("code", "", code));
-  box.append(head, pre);
-  return box;
-}
-
-// Paragraphs, headings, quotes and lists, line by line; a list goes on as long as its lines do.
-function appendBlocks(body, text) {
-  let open = null;
-  for (const line of text.split("\n")) {
-    const heading = line.match(/^(#{1,6})\s+(.*)/);
-    const quote = line.match(/^>\s?(.*)/);
-    const item = line.match(/^\s*(?:[-*+]|(\d{1,9})[.)])\s+(.*)/);
-    if (!line.trim()) {
-      open = null;
-    } else if (heading) {
-      body.append(withSpans(element("h3"), heading[2]));
-      open = null;
-    } else if (quote) {
-      if (open?.tagName !== "BLOCKQUOTE") {
-        open = element("blockquote");
-        body.append(open);
-      } else open.append(element("br"));
-      withSpans(open, quote[1]);
-    } else if (item) {
-      const tag = item[1] ? "OL" : "UL";
-      if (open?.tagName !== tag) {
-        open = element(tag);
-        if (item[1]) open.start = Number(item[1]);
-        body.append(open);
-      }
-      open.append(withSpans(element("li"), item[2]));
-    } else if (open?.tagName === "P") {
-      open.append(element("br"));
-      withSpans(open, line);
-    } else {
-      open = withSpans(element("p"), line);
-      body.append(open);
-    }
-  }
-}
-
-function withSpans(parent, text) {
-  for (const span of text.split(SPANS)) {
-    if (/^`[^`]+`$/.test(span)) parent.append(element("code", "", span.slice(1, -1)));
-    else if (/^\*\*[^*]+\*\*$/.test(span)) parent.append(element("strong", "", span.slice(2, -2)));
-    else if (/^\*[^*\s][^*]*\*$/.test(span)) parent.append(element("em", "", span.slice(1, -1)));
-    else parent.append(renderLink(span) ?? span);
+function append(tokens, parent) {
+  const open = [parent];
+  for (const token of tokens) {
+    const top = open.at(-1);
+    if (token.type === "inline") append(token.children, top);
+    else if (token.nesting === 1) {
+      const node = token.hidden ? top : elementFor(token);
+      if (node !== top) top.append(node);
+      open.push(node.querySelector?.("table") ?? node);
+    } else if (token.nesting === -1) open.pop();
+    else top.append(LEAVES[token.type]?.(token) ?? token.content);
   }
   return parent;
 }
 
-function renderLink(span) {
-  const parts = span.match(/^\[([^\]]+)\]\((https?:[^\s()]+)\)$/);
-  if (!parts) return null;
-  const link = element("a", "", parts[1]);
-  link.href = parts[2];
-  link.rel = "noopener noreferrer nofollow";
-  link.target = "_blank";
-  link.title = parts[2];
-  return link;
+function elementFor(token) {
+  if (token.type === "link_open") return link(token.attrGet("href"), "");
+  if (token.type === "heading_open") return h(`h3.${token.tag}`);
+  if (token.type === "table_open") return h("div.wide", { tabIndex: 0, role: "region", "aria-label": "Table" }, h("table"));
+  const node = h(token.tag);
+  if (token.attrGet("start")) node.start = Number(token.attrGet("start"));
+  if (/center|right/.test(token.attrGet("style") ?? "")) node.style.textAlign = token.attrGet("style").split(":")[1];
+  return node;
+}
+
+function codeBox(language, code) {
+  const head = h("div.code-head", {}, h("span", {}, language || "code"), copyButton(() => code, "Copy code"));
+  const text = h("code", {}, code);
+  if (language) text.dataset.language = language;
+  return h("div.code", {}, head, h("pre", { tabIndex: 0, role: "region", "aria-label": language ? `Code, ${language}` : "Code" }, text)); // long lines can be scrolled with the keyboard
+}
+
+// What is shown of a text so far: all but its last block is settled, and neither parsed nor made again while the text grows.
+const shown = new WeakMap();
+
+/** Makes `body` show `text`; `whole` if nothing will follow. */
+export function updateMarkdown(body, text, whole) {
+  let state = shown.get(body);
+  if (!state || !text.startsWith(state.text)) {
+    body.replaceChildren();
+    state = { text: "", offset: 0, settled: 0, env: {} };
+    shown.set(body, state);
+  }
+  if (text !== state.text || !body.childNodes.length) {
+    const rest = text.slice(state.offset);
+    const tokens = markdown.parse(rest, state.env);
+    const starts = tokens.flatMap((token, index) => (token.level === 0 && token.nesting >= 0 ? [index] : []));
+    const last = starts.at(-1) ?? 0;
+    while (body.childNodes.length > state.settled) body.lastChild.remove();
+    append(tokens.slice(0, last), body);
+    state.settled = body.childNodes.length;
+    append(tokens.slice(last), body);
+    if (last) state.offset += lineOffset(rest, tokens[last].map[0]);
+    state.text = text;
+  }
+  const code = [...body.querySelectorAll("code[data-language]:not(.lit)")];
+  if (!whole && code.length && body.lastChild?.contains(code.at(-1))) code.pop(); // it still grows
+  for (const block of code) highlight(block);
+}
+
+function lineOffset(text, line) {
+  let offset = 0;
+  for (let n = 0; n < line; n += 1) offset = text.indexOf("\n", offset) + 1;
+  return offset;
+}
+
+let highlighter = null;
+
+async function highlight(block) {
+  block.classList.add("lit");
+  try {
+    highlighter ??= import("./vendor/highlight.js");
+    const { default: hljs } = await highlighter;
+    const language = block.dataset.language.toLowerCase();
+    if (!hljs.getLanguage(language)) return;
+    const { _emitter: tree } = hljs.highlight(block.textContent, { language, ignoreIllegals: true });
+    block.replaceChildren(...tree.rootNode.children.map(colored));
+  } catch { /* without colours it reads as well */ }
+}
+
+function colored(node) {
+  return typeof node === "string" ? node : h(`span.hljs-${(node.scope ?? "").replaceAll(".", "-")}`, {}, ...node.children.map(colored));
 }

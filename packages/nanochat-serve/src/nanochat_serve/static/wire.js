@@ -1,33 +1,105 @@
-// Talks to the server: one request, its events one by one, and errors that carry `kind`, `param`, `status` and `retryAfter`.
+// Talks to the server: answers event by event, facts about it, and errors that carry `kind`, `param`, `status` and `retryAfter`.
 
-export async function stream(request, { apiKey, signal }, onEvent) {
-  const response = await fetch("chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", ...(apiKey && { Authorization: `Bearer ${apiKey}` }) },
-    body: JSON.stringify(request),
-    signal,
-  });
-  if (!response.ok) {
-    const body = await response.json().catch(() => ({}));
-    const { message = `The server said ${response.status}.`, type = "http_error", param } = body.error ?? {};
-    const retryAfter = Number(response.headers.get("Retry-After")) || null;
-    throw Object.assign(new Error(message), { kind: type, param, status: response.status, retryAfter });
+const MAX_AT_ONCE = 4; // a browser opens six connections to a server: the rest stay free for what is asked besides
+
+export class WireError extends Error {
+  constructor(message, fields) {
+    super(message);
+    /** @type {string} */ this.kind = fields.kind;
+    /** @type {string | undefined} */ this.param = fields.param;
+    /** @type {number | undefined} */ this.status = fields.status;
+    /** @type {number | undefined} */ this.retryAfter = fields.retryAfter;
   }
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw Object.assign(new Error("The connection was lost before the answer was complete."), { kind: "connection" });
-    buffer += value;
-    const lines = buffer.split("\n\n");
-    buffer = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue; // a heartbeat
-      const event = JSON.parse(line.slice(6));
-      if (event.done) return;
-      if (event.error) throw Object.assign(new Error(event.error.message), { kind: event.error.type });
-      onEvent(event);
+}
+
+const headersWith = (key) => ({ "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) });
+
+async function call(path, { key, body, signal } = /** @type {any} */ ({})) {
+  let response;
+  try {
+    const method = body === undefined ? "GET" : "POST";
+    response = await fetch(path, { method, headers: headersWith(key), body: JSON.stringify(body), signal, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new WireError("The server cannot be reached.", { kind: "connection" });
+  }
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => ({}));
+  const { message = `The server said ${response.status}.`, type = "http_error", param } = answer.error ?? {};
+  throw new WireError(message, { kind: type, param, status: response.status, retryAfter: Number(response.headers.get("Retry-After")) || undefined });
+}
+
+/** JSON for JSON; without a body it asks. */
+export const askJson = async (path, options) => (await call(path, options)).json();
+
+let free = MAX_AT_ONCE;
+const waiting = [];
+
+async function takeLane(signal) {
+  if (free > 0) free -= 1;
+  else {
+    await new Promise((resolve, reject) => {
+      waiting.push(resolve);
+      signal.addEventListener("abort", () => {
+        if (waiting.includes(resolve)) waiting.splice(waiting.indexOf(resolve), 1);
+        reject(signal.reason);
+      });
+    });
+  }
+}
+
+function leaveLane() {
+  const next = waiting.shift();
+  if (next) next();
+  else free += 1;
+}
+
+/**
+ * The events of one answer: `{waiting}`, `{text, tokens, tools}`, at last `{end: {finish, usage, timings}}`.
+ * With `request.logprobs` it tells each token's probability and what else was likely.
+ */
+export async function* stream(request, { key, signal }) {
+  if (!free) yield { waiting: true };
+  await takeLane(signal);
+  try {
+    const body = { ...request, stream: true, stream_options: { include_usage: true }, include_tool_calls: true };
+    const response = await call("v1/chat/completions", { key, signal, body });
+    yield {};
+    const end = { finish: "stop", usage: null, timings: null };
+    for await (const line of dataLines(response.body)) {
+      if (line === "[DONE]") return yield { end };
+      const { error, usage, timings, choices: [choice] = [] } = JSON.parse(line);
+      if (error) throw new WireError(error.message, { kind: error.type, param: error.param });
+      Object.assign(end, { usage: usage ?? end.usage, timings: timings ?? end.timings, finish: choice?.finish_reason ?? end.finish });
+      const { content: text = "", executed_tools: tools } = choice?.delta ?? {};
+      const tokens = choice?.logprobs?.content?.map(shortToken);
+      if (text || tools || tokens?.length) yield { text, tokens, tools };
     }
+    throw new WireError("The connection was lost before the answer was complete.", { kind: "connection" });
+  } finally {
+    leaveLane();
+  }
+}
+
+/** A token as it is kept: its text, its log probability, and the same of the most likely ones. */
+const shortToken = ({ token, logprob, top_logprobs: top = [] }) => ({ text: token, logprob, top: top.map((other) => [other.token, other.logprob]) });
+
+async function* dataLines(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        return { done: true };
+      });
+      if (done) return;
+      const events = (buffer + value).split("\n\n");
+      buffer = events.pop();
+      for (const event of events) if (event.startsWith("data: ")) yield event.slice(6); // else a heartbeat
+    }
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 
@@ -35,11 +107,26 @@ export async function isReady() {
   try { return (await fetch("ready", { cache: "no-store" })).ok; } catch { return false; }
 }
 
-// Which model answers, and what a request that leaves a setting out gets; null where the server is gone or wants a key.
-export async function serverFacts(apiKey) {
-  const headers = apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
-  try {
-    const response = await fetch("stats", { cache: "no-store", headers });
-    return response.ok ? await response.json() : null;
-  } catch { return null; }
+/**
+ * What the server says of itself; what it does not say stays out, and null is a server that is gone or wants a key.
+ * `details`: also what changes only with the model (context, limits, fields, card).
+ */
+export async function readFacts(key, { details }) {
+  const ask = (path) => askJson(path, { key }).catch(() => null);
+  const [stats, models, document, card] = await Promise.all(details ? ["stats", "v1/models", "openapi.json", "card"].map(ask) : [ask("stats")]);
+  if (!stats) return null;
+  const facts = { model: stats.model, defaults: stats.defaults, ready: stats.available_workers > 0 || stats.workers?.some((worker) => worker.ready), running: stats.running, waiting: stats.waiting };
+  if (!details) return facts;
+  const listed = models?.data ?? [];
+  const mine = listed.find((model) => model.id === stats.model) ?? listed[0];
+  const schema = document?.paths?.["/v1/chat/completions"]?.post?.requestBody?.content?.["application/json"]?.schema;
+  return {
+    ...facts,
+    models: listed.map((model) => model.id),
+    ...defined({ context: mine?.max_model_len ?? mine?.context_length, fields: schema?.properties }),
+    ...defined({ messageChars: card?.limits?.message_chars, totalChars: card?.limits?.total_chars, maxMessages: card?.limits?.messages }),
+    card,
+  };
 }
+
+const defined = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined && value !== null));
