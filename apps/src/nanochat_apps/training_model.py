@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from nanochat_model import GPT, kernels, load_model
-from nanochat_model.gpt import Block
+from nanochat_model.block import Block
 from nanochat_tokenizer import Tokenizer
 from nanochat_train import load_meta, verify_checkpoint
 from torch.utils.checkpoint import checkpoint
