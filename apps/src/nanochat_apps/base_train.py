@@ -81,7 +81,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         trainer = Trainer(
             trained,
             training.make_optimizer(
-                model, recipe.rates, world, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay
+                trained, recipe.rates, world, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay
             ),
             prefetched,
             base_setup.schedule(settings, recipe),

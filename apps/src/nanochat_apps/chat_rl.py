@@ -105,7 +105,7 @@ def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: Wor
     num_steps = settings.num_iterations or settings.num_epochs * len(train_task) // settings.examples_per_step
     trainer = Trainer(
         trained,
-        training.make_optimizer(model, training.saved_rates(settings), world),
+        training.make_optimizer(trained, training.saved_rates(settings), world),
         loader,
         PolicyGradient(num_iterations=num_steps, lr_scale=settings.init_lr_frac),
         device=where,

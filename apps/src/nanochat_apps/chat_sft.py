@@ -98,7 +98,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     if world.is_main:
         counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
         print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
-    optimizer = training.make_optimizer(model, training.saved_rates(base_meta["settings"]), world)
+    optimizer = training.make_optimizer(trained, training.saved_rates(base_meta["settings"]), world)
     if settings.warm_optimizer and folder.resumed is None and (base / "training").is_dir():
         state.restore_optimizer(optimizer, load_training_state(base))
     endless = settings.num_iterations is not None
