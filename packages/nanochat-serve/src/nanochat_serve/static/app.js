@@ -2,7 +2,7 @@
 
 import { Answers } from "./answers.js";
 import { openCard } from "./card.js";
-import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, pathOf, showBranch, textOf } from "./chats.js";
+import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, partsFrom, pathOf, showBranch, textOf } from "./chats.js";
 import { fit, lengthOf, tokensOf } from "./context.js";
 import { $, announce, h, keyed } from "./dom.js";
 import { emptyOf, makeMessage, noticeOf, updateMessage } from "./messages.js";
@@ -265,7 +265,7 @@ const actions = {
   take(message, index, text) {
     const { chat } = state;
     const tokens = [...message.tokens.slice(0, index), { ...message.tokens[index], text, logprob: message.tokens[index].top.find(([other]) => other === text)[1] }];
-    const reply = addMessage(chat, message.parent, "assistant", [{ type: "text", text: tokens.map((token) => token.text).join("") }]);
+    const reply = addMessage(chat, message.parent, "assistant", partsFrom(tokens.map((token) => token.text)));
     Object.assign(reply, { tokens, finish: "interrupted" });
     answers.answer(chat, { onto: reply });
   },
