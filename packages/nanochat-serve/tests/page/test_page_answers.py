@@ -165,6 +165,7 @@ def test_errors_are_shown_and_recovered_from(page, server):
 
 def test_a_missing_key_opens_the_settings(serve, tabs):
     page = tabs(serve(api_keys=("sesame",)).url)
+    page.wait_for_selector("#status >> text=needs a key")
     page.say("hello", wait=False)
     page.wait_for_selector("#settings")
     assert "API key" in page.inner_text(".notice")
