@@ -1,4 +1,4 @@
-"""The tables of the fields of requests: from them come parser, errors, limits and the schemas of the OpenAPI document."""
+"""One table of the fields of requests: from it come parser, errors, limits and the schemas of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat_serve.errors import InvalidRequestError
-from nanochat_serve.field_types import (
-    MAX_TOKENS,
-    MAX_TOP_LOGPROBS,
-    Bias,
-    Field,
-    Input,
-    Messages,
-    Number,
-    Plain,
-    Prompts,
-    Refused,
-    Schema,
-    Seed,
-    Stops,
-    TokenIds,
-)
+from nanochat_serve.kinds import Bias, Field, Messages, Number, Plain, Prompts, Refused, Schema, Seed, Stops, TokenIds
 from nanochat_serve.protocols import ChatRequest, SamplingParams
 from nanochat_serve.settings import ServerSettings
+
+MAX_TOKENS = 4096
+MAX_TOP_LOGPROBS = 20
 
 SAMPLING: tuple[Field, ...] = (
     Number("max_tokens", 1, MAX_TOKENS, whole=True, meaning="Tokens of an answer, less where the context ends."),
@@ -78,7 +66,7 @@ TEXT: tuple[Field, ...] = (
 )
 SEED_CHAT: tuple[Field, ...] = (Messages(), *SAMPLING)
 RESPONSES: tuple[Field, ...] = (
-    Input(),
+    Messages("input", raw=True),
     *SAMPLING,
     Plain("model", str, None, "Any name will do: there is one model."),
     Plain("instructions", str, None, "A system message."),
@@ -93,6 +81,7 @@ RESPONSES: tuple[Field, ...] = (
 )
 TOKENIZE: tuple[Field, ...] = (
     Plain("prompt", str, None, "A text; or else messages."),
+    Messages(needed=False, raw=True),
     Plain("add_special_tokens", bool, True, "Whether a text begins with the beginning of a sequence."),
     Plain("return_token_strs", bool, False),
 )
@@ -142,5 +131,5 @@ def parse_request(body: object, settings: ServerSettings) -> ChatRequest:
 
 def body_schema(fields: Sequence[Field], settings: ServerSettings) -> Schema:
     """A request's JSON Schema."""
-    needed = [field.name for field in fields if isinstance(field, Messages | Prompts) or field == DETOKENIZE[0]]
+    needed = [field.name for field in fields if getattr(field, "needed", False)]
     return {"type": "object", "properties": {f.name: f.schema(settings) for f in fields}, "required": needed}

@@ -47,7 +47,7 @@ def test_an_answer_that_was_cut_off_says_why_and_can_be_continued(page, server, 
     page.say("tell me")
     assert end in page.inner_text(".end")
     asked = page.play("and on", {"choices": [], "usage": {"completion_tokens": 2}})
-    page.click("text=Continue")
+    page.click('text="Continue"')
     page.wait_for_selector("text=and on")
     assert page.said == ["tell me", "It goes on and on"]
     assert asked[0]["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "text": "It goes on "}]}
@@ -79,7 +79,7 @@ def test_a_receipt_tells_what_an_answer_took_and_asks_the_same_again(page, serve
     page.click("text=Same again")
     page.wait_for_selector("text=2/2")
     page.wait_for_selector("#stop", state="hidden")
-    page.click("text=Regenerate")
+    page.click('text="Regenerate"')
     page.wait_for_selector("text=3/3")
     page.wait_for_selector("#stop", state="hidden")
     seeds = [request.params.seed for request in server.backend.requests]
@@ -131,7 +131,7 @@ def test_a_reload_in_mid_answer_keeps_the_half_and_calls_it_one(page, server):
     page.again()
     assert page.said[1].startswith("word word")
     assert page.inner_text(".end") == "Interrupted: this is not the whole answer."
-    assert page.is_visible("text=Continue")
+    assert page.is_visible('text="Continue"')
 
 
 def test_a_reload_before_the_first_word_leaves_a_way_on(page, server):
@@ -165,6 +165,7 @@ def test_errors_are_shown_and_recovered_from(page, server):
 
 def test_a_missing_key_opens_the_settings(serve, tabs):
     page = tabs(serve(api_keys=("sesame",)).url)
+    page.wait_for_selector("#status >> text=needs a key")
     page.say("hello", wait=False)
     page.wait_for_selector("#settings")
     assert "API key" in page.inner_text(".notice")

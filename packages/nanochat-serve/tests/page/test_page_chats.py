@@ -64,18 +64,18 @@ def test_edit_and_regenerate_make_branches_and_destroy_nothing(page, server):
 def test_an_edit_without_a_change_asks_nothing_and_an_unfinished_one_is_found_again(page, server):
     page.say("first")
     page.fill("#prompt", "a draft")
-    page.click("text=Edit")
+    page.click('text="Edit"')
     page.keyboard.press("Enter")
     assert page.locator(".editor").count() == 0
     assert len(server.backend.requests) == 1
-    page.click("text=Edit")
+    page.click('text="Edit"')
     page.fill(".editor textarea", "half an id")
     page.keyboard.press("Escape")
     assert page.said == ["first", "first"]
     assert page.input_value("#prompt") == "a draft"
     page.again()
     assert page.input_value("#prompt") == "a draft"
-    page.click("text=Edit")
+    page.click('text="Edit"')
     assert page.input_value(".editor textarea") == "half an id"
 
 
@@ -218,7 +218,7 @@ def test_a_chat_is_renamed_found_deleted_and_brought_back(page):
     page.fill("#search", "")
     expect(page.locator("#chats a")).to_have_count(2)
     page.click("[aria-label='Delete chat Pets']", force=True)
-    page.click("text=Undo")
+    page.click('text="Undo"')
     page.wait_for_selector(".message >> text=about cats")
     page.again()
     assert titles(page) == ["about dogs", "Pets"]
@@ -226,7 +226,7 @@ def test_a_chat_is_renamed_found_deleted_and_brought_back(page):
 
 def test_what_was_exported_can_be_imported_elsewhere(page, tabs, server, tmp_path):
     page.say("first")
-    page.click("text=Regenerate")
+    page.click('text="Regenerate"')
     page.wait_for_selector("text=2/2")
     data = exported(page)
     data["chats"].append({"damaged": True})

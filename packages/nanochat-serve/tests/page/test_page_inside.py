@@ -15,7 +15,7 @@ CONTENT = [
 ]
 TEXT = "The cat sat"
 CHUNKS = (
-    {"choices": [{"delta": {"role": "assistant", "content": TEXT}, "logprobs": {"content": CONTENT}}]},
+    *({"choices": [{"delta": {"content": token["token"]}, "logprobs": {"content": [token]}}]} for token in CONTENT),
     {"choices": [{"delta": {}, "finish_reason": "stop"}]},
     {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3}, "timings": {"predicted_per_second": 123.4}},
 )
@@ -168,3 +168,33 @@ def test_corrections_and_praise_become_a_file_to_train_on(serve, tabs, tmp_path)
 def test_without_the_flag_nothing_is_collected(page):
     page.say("hello")
     assert page.locator("[aria-label='Correct this answer']").count() == 0
+
+
+def test_another_choice_within_a_call_of_the_tool_keeps_it_a_call(page):
+    texts = ("Let me see: ", "<|python_start|>", "12", "*7", "<|python_end|>", "!")
+    top = [{"token": "+7", "logprob": -1.0}]
+    content = [{"token": text, "logprob": -0.5, "top_logprobs": top} for text in texts]
+    page.play({"choices": [{"delta": {"content": "Let me see: !"}, "logprobs": {"content": content}}]})
+    page.click("#toggle-settings")
+    page.check("#show-tokens")
+    page.say("12 and 7?")
+    asked = page.play("")
+    page.click(".token >> nth=3")
+    page.click(".choices button >> text=+7")
+    page.wait_for_selector("text=2/2")
+    assert asked[0]["messages"][-1]["content"] == [
+        {"type": "text", "text": "Let me see: "},
+        {"type": "python", "text": "12+7"},
+    ]
+
+
+def test_what_came_at_once_is_not_called_fast(page):
+    tool = {"arguments": "12*7", "output": "84"}
+    timings = {"predicted_per_second": 1e6}
+    page.play(
+        {"choices": [{"delta": {"executed_tools": [tool]}}]},
+        {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 9}, "timings": timings},
+    )
+    page.say("12 times 7?")
+    assert page.inner_text(".tool .result") == "= 84"
+    assert "1000000" not in page.inner_text(".receipt summary")

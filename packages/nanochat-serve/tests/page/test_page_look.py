@@ -202,11 +202,11 @@ def test_the_focus_goes_where_the_work_goes_on(page):
     page.keyboard.press("Enter")
     page.wait_for_selector("#chats >> text=two", state="detached")
     assert focused(page) == "one"
-    page.locator("text=Undo").focus()
+    page.locator('text="Undo"').focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".message >> text=two")
     until(page, "document.activeElement.textContent === 'two'")
-    page.click("text=Regenerate")
+    page.click('text="Regenerate"')
     page.wait_for_selector("text=2/2")
     assert page.evaluate("document.activeElement !== document.body")
 
@@ -248,7 +248,7 @@ def test_a_phone_has_no_sideways_scrolling_new_lines_and_an_undo_in_sight(phone)
     phone.tap("#toggle-sidebar")
     phone.tap("[aria-label^='Delete chat']")
     phone.keyboard.press("Escape")
-    phone.tap("text=Undo")
+    phone.tap('text="Undo"')
     phone.wait_for_selector(".message.user")
 
 
@@ -320,7 +320,7 @@ def rich(page, server):
     ]
     ask(page, "show me")
     page.wait_for_selector(".hljs-keyword")
-    page.click("text=Regenerate")
+    page.click('text="Regenerate"')
     page.wait_for_selector("text=2/2")
     page.wait_for_selector("#stop", state="hidden")
     page.click(".receipt summary")
@@ -334,7 +334,7 @@ def ask(page, text):
 
 def editing(page, server):
     ask(page, "one")
-    page.click("text=Edit")
+    page.click('text="Edit"')
     page.wait_for_selector(".editor textarea:focus")
 
 
@@ -368,7 +368,7 @@ def deleted(page, server):
     sidebar(page, server)
     page.keyboard.press("Escape")
     page.click("[aria-label='Delete chat one']")
-    page.wait_for_selector("text=Undo")
+    page.wait_for_selector('text="Undo"')
 
 
 def tokens(page, server):

@@ -93,8 +93,9 @@ export class Answers {
     reply.finish = full ? "context" : end.finish;
     if (promptTokens && !facts.context && full) facts.context = promptTokens + tokens;
     if (promptTokens) chat.perToken = sent.chars / promptTokens;
-    const seconds = (meter.last - (meter.first ?? meter.last)) / 1000;
-    const rate = end.timings?.predicted_per_second ?? (seconds > 0 && tokens > 1 ? (tokens - 1) / seconds : null);
+    // What came at once, such as a tool's call, says nothing of the time between tokens: then all of the time counts.
+    const [counted, seconds] = meter.count > 2 ? [tokens - 1, (meter.last - meter.first) / 1000] : [tokens, (meter.last - start) / 1000];
+    const rate = (meter.count > 2 && end.timings?.predicted_per_second) || (counted > 0 && seconds > 0 ? counted / seconds : null);
     const { logprobs: _logprobs, ...settings } = sampling;
     reply.receipt = { model: sampling.model ?? facts.model, promptTokens, tokens: tokens + (before?.tokens ?? 0), firstS: ((meter.first ?? meter.last) - start) / 1000, rate, settings, defaults: facts.defaults };
   }

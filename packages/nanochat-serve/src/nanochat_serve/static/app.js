@@ -2,7 +2,7 @@
 
 import { Answers } from "./answers.js";
 import { openCard } from "./card.js";
-import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, pathOf, showBranch, textOf } from "./chats.js";
+import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, partsFrom, pathOf, showBranch, textOf } from "./chats.js";
 import { fit, lengthOf, tokensOf } from "./context.js";
 import { $, announce, h, keyed } from "./dom.js";
 import { emptyOf, makeMessage, noticeOf, updateMessage } from "./messages.js";
@@ -117,15 +117,19 @@ function keepFocus() {
   if (document.activeElement === document.body && document.hasFocus() && getSelection().isCollapsed) (matchMedia("(pointer: coarse)").matches ? $("messages") : $("prompt")).focus({ preventScroll: true });
 }
 
-function showTrouble(error) {
-  const full = error.name === "QuotaExceededError";
-  const message = full ? "The browser's storage is full: what is written now is lost when this page is closed." : `The browser keeps no chats (${error.message}): they are lost when this page is closed.`;
-  state.banner = noticeOf(message, [["Export all chats", () => exportChats(state.chats, store)]]);
+// Above the composer: what is no part of the conversation.
+function tell(text, actions = [], { calm = false } = {}) {
+  state.banner = text && noticeOf(text, actions, { calm });
   if (state.chat) renderChats();
 }
 
+function showTrouble({ name, message }) {
+  const what = name === "QuotaExceededError" ? "The browser's storage is full" : `The browser keeps no chats (${message})`;
+  tell(`${what}: what is written now is lost when this page is closed.`, [["Export all chats", () => exportChats(state.chats, store)]]);
+}
+
 // A bug of the page is called one.
-const showBug = (error) => { state.banner = noticeOf(`The page failed: ${error?.message ?? error}. Reloading it may help.`, []); if (state.chat) renderChats(); };
+const showBug = (error) => tell(`The page failed: ${error?.message ?? error}. Reloading it may help.`);
 addEventListener("error", (event) => showBug(event.error ?? event.message));
 addEventListener("unhandledrejection", (event) => showBug(event.reason));
 
@@ -134,9 +138,8 @@ addEventListener("unhandledrejection", (event) => showBug(event.reason));
 async function show(chat, { focus = true, push = true } = {}) {
   state.chat = chat;
   state.editing = null;
-  const hash = chat.kept ? `#${chat.id}` : location.pathname;
-  if (push) history.pushState(null, "", hash);
-  chat.messages ??= new Map((await store.messages(chat.id)).map((message) => [message.id, message]));
+  if (push) history.pushState(null, "", chat.kept ? `#${chat.id}` : location.pathname);
+  await load(chat);
   chat.leaf = pathOf(chat).at(-1)?.id ?? null; // it may name an answer of which nothing came
   if (chat !== state.chat) return;
   for (const message of chat.messages.values()) if (message.finish === null && !isWritten(message)) message.finish = "interrupted";
@@ -148,6 +151,8 @@ async function show(chat, { focus = true, push = true } = {}) {
   if (focus) keepFocus();
 }
 
+const load = async (chat) => { chat.messages ??= new Map((await store.messages(chat.id)).map((message) => [message.id, message])); };
+const list = (...chats) => { state.chats = chats.sort((a, b) => b.time - a.time); };
 const isWritten = (message) => elsewhere.has(message.id) || answers.running.get(message.chat)?.reply === message;
 const fresh = () => newChat(recall("settings") ?? {}, "");
 const draftKey = () => `draft.${state.chat.kept ? state.chat.id : "new"}`;
@@ -156,7 +161,7 @@ async function remove(chat) {
   const beside = rowBeside(chat);
   answers.stop(chat);
   answers.clearNotice(chat);
-  chat.messages ??= new Map((await store.messages(chat.id)).map((message) => [message.id, message]));
+  await load(chat);
   state.removed = chat;
   state.chats = state.chats.filter((other) => other !== chat);
   if (chat === state.chat) await show(fresh(), { focus: false });
@@ -168,7 +173,7 @@ async function remove(chat) {
 async function restore() {
   const chat = state.removed;
   state.removed = null;
-  state.chats = [...state.chats, chat].sort((a, b) => b.time - a.time);
+  list(...state.chats, chat);
   await show(chat, { focus: false });
   [...$("chats").children].find((row) => row.dataset.key === chat.id)?.firstChild.focus();
   await store.restore(chat);
@@ -203,13 +208,11 @@ async function hear({ kind, chat: id, id: messageId, live, ids }) {
     const record = await store.chat(id);
     if (!isChat(record)) return;
     if (chat) Object.assign(chat, { title: record.title, named: record.named, time: record.time });
-    else state.chats.push(chatFrom(record));
-    state.chats.sort((a, b) => b.time - a.time);
+    list(...state.chats, ...(chat ? [] : [chatFrom(record)]));
   } else if (kind === "message" && chat?.messages) {
     const message = await store.message(messageId);
-    if (!isMessage(message)) return;
-    if (live) elsewhere.add(messageId);
-    else elsewhere.delete(messageId);
+    if (!isMessage(message) || answers.running.get(id)?.reply.id === messageId) return;
+    elsewhere[live ? "add" : "delete"](messageId);
     const follows = !chat.messages.has(messageId) && (message.parent === chat.leaf || message.parent === null) && !answers.isBusy(chat);
     chat.messages.set(messageId, message);
     if (follows) chat.leaf = messageId;
@@ -265,7 +268,7 @@ const actions = {
   take(message, index, text) {
     const { chat } = state;
     const tokens = [...message.tokens.slice(0, index), { ...message.tokens[index], text, logprob: message.tokens[index].top.find(([other]) => other === text)[1] }];
-    const reply = addMessage(chat, message.parent, "assistant", [{ type: "text", text: tokens.map((token) => token.text).join("") }]);
+    const reply = addMessage(chat, message.parent, "assistant", partsFrom(tokens.map((token) => token.text)));
     Object.assign(reply, { tokens, finish: "interrupted" });
     answers.answer(chat, { onto: reply });
   },
@@ -287,11 +290,10 @@ async function collect(message, text, rating) {
   render();
   try {
     const { file, count } = await askJson("corrections", { key: key(), body: { messages } });
-    state.banner = noticeOf(`Kept as conversation ${count} of ${file}. Train on it with: ${facts.card.corrections}`, [["Close", () => { state.banner = null; renderChats(); }]], { calm: true });
+    tell(`Kept as conversation ${count} of ${file}. Train on it with: ${facts.card.corrections}`, [["Close", () => tell("")]], { calm: true });
   } catch (error) {
-    state.banner = noticeOf(`Not kept on the server: ${error.message}`, []);
+    tell(`Not kept on the server: ${error.message}`);
   }
-  renderChats();
 }
 
 const requestNow = () => {
@@ -394,16 +396,15 @@ on("import", "click", () => $("import-file").click());
 on("import-file", "change", async () => {
   try {
     const { chats, damaged } = readExport(await $("import-file").files[0].text());
-    const mine = new Set(state.chats.map((chat) => chat.id));
-    const taken = chats.filter((chat) => !mine.has(chat.id));
+    const taken = chats.filter((chat) => !state.chats.some((mine) => mine.id === chat.id));
     await store.restore(...taken);
-    state.chats = [...state.chats, ...taken].sort((a, b) => b.time - a.time);
-    state.banner = noticeOf(`${taken.length} chats imported${chats.length > taken.length ? `, ${chats.length - taken.length} were here already` : ""}${damaged ? `, ${damaged} damaged records left out` : ""}.`, [], { calm: true });
+    list(...state.chats, ...taken);
+    const rest = [[chats.length - taken.length, "were here already"], [damaged, "damaged records left out"]].filter(([count]) => count);
+    tell(`${[`${taken.length} chats imported`, ...rest.map((part) => part.join(" "))].join(", ")}.`, [], { calm: true });
   } catch (error) {
-    state.banner = noticeOf(`That file cannot be imported: ${error.message}.`, []);
+    tell(`That file cannot be imported: ${error.message}.`);
   }
   $("import-file").value = "";
-  renderChats();
 });
 on("toggle-sidebar", "click", () => openSidebar(!$("sidebar").classList.contains("open")));
 on("messages", "click", () => openSidebar(false));
@@ -426,7 +427,7 @@ addEventListener("popstate", showAddress);
 async function showAddress() {
   const id = decodeURIComponent(location.hash.slice(1));
   const chat = state.chats.find((other) => other.id === id);
-  if (id && !chat) state.banner = noticeOf("This browser has no chat of that address.", [], { calm: true });
+  if (id && !chat) tell("This browser has no chat of that address.", [], { calm: true });
   await show(chat ?? fresh(), { push: false });
 }
 
@@ -457,15 +458,13 @@ on("toggle-theme", "click", () => {
 
 async function showFacts(details = false) {
   const facts = await readFacts(key(), { details });
-  const other = facts && facts.model !== state.facts.model;
-  if (other && !details) return showFacts(true);
-  Object.assign(state.facts, facts ?? { ready: false, gone: true });
-  if (facts) state.facts.gone = false;
-  const { model, ready, gone, waiting, models } = state.facts;
-  const now = gone ? "not reachable" : !ready ? "loading" : waiting ? `ready, ${waiting} waiting` : "ready";
+  if (!facts.fault && facts.model !== state.facts.model && !details) return showFacts(true);
+  Object.assign(state.facts, facts);
+  const { model, ready, fault, waiting, models } = state.facts;
+  const now = fault ?? (!ready ? "loading" : waiting ? `ready, ${waiting} waiting` : "ready");
   $("status").replaceChildren(h("span", {}, model ?? "model"), h(`span.state${ready ? ".ready" : ""}`, {}, now));
   $("compare").hidden = !(models?.length > 1);
-  if (details && facts && state.chat) {
+  if (details && !fault) {
     makeSettings(state.facts, () => state.chat, keepSettings);
     render();
   }
@@ -473,7 +472,7 @@ async function showFacts(details = false) {
 
 async function start() {
   await store.open();
-  state.chats = (await store.chats()).map(chatFrom).sort((a, b) => b.time - a.time);
+  list(...(await store.chats()).map(chatFrom));
   state.chat = fresh();
   makeSettings(state.facts, () => state.chat, keepSettings);
   store.tell({ kind: "who" });

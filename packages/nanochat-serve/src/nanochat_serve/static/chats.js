@@ -3,7 +3,7 @@
 /**
  * @typedef {{type: "text" | "python" | "python_output", text: string}} Part
  * @typedef {{id: string, chat: string, parent: string | null, role: "user" | "assistant", content: string | Part[], time: number,
- *   finish?: null | "stop" | "length" | "context" | "stopped" | "interrupted" | "error", receipt?: any, tokens?: any[], rating?: string}} Message
+ *   finish?: null | "stop" | "length" | "context" | "stopped" | "interrupted", receipt?: any, tokens?: any[], rating?: string}} Message
  *   An answer without `finish` is being written, here or in another tab.
  * @typedef {{id: string, title: string, time: number, leaf: string | null, settings: Record<string, any>, system: string,
  *   named?: boolean, perToken?: number, kept?: boolean, messages?: Map<string, Message>}} Chat
@@ -63,6 +63,18 @@ export function addText(message, text) {
   const last = message.content.at(-1);
   if (last?.type === "text") last.text += text;
   else message.content.push({ type: "text", text });
+}
+
+const OPENED = { "<|python_start|>": "python", "<|python_end|>": "text", "<|output_start|>": "python_output", "<|output_end|>": "text" };
+
+/** An answer's content out of the texts of its tokens, in which special tokens stand for calls of the tool. @returns {Part[]} */
+export function partsFrom(texts) {
+  const parts = /** @type {Part[]} */ ([{ type: "text", text: "" }]);
+  for (const text of texts) {
+    if (OPENED[text]) parts.push({ type: OPENED[text], text: "" });
+    else parts.at(-1).text += text;
+  }
+  return parts.filter((part) => part.text);
 }
 
 // ---- what comes from a store or a file may be damaged

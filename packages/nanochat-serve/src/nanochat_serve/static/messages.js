@@ -6,14 +6,14 @@ import { updateMarkdown } from "./markdown.js";
 import { recall, remember } from "./store.js";
 import { showTokens } from "./tokens.js";
 
+// How an answer ended: in the receipt, and above it where it is not whole.
 const ENDS = {
-  length: "Cut off: the most tokens that were allowed are used up.",
-  context: "Cut off: the model's context is full.",
-  stopped: "Stopped.",
-  interrupted: "Interrupted: this is not the whole answer.",
-  error: "Something failed: this is not the whole answer.",
+  stop: ["ended by itself", ""],
+  length: ["token limit", "Cut off: the most tokens that were allowed are used up."],
+  context: ["context full", "Cut off: the model's context is full."],
+  stopped: ["stopped", "Stopped."],
+  interrupted: ["interrupted", "Interrupted: this is not the whole answer."],
 };
-const ENDED = { stop: "ended by itself", length: "token limit", context: "context full", stopped: "stopped", interrupted: "interrupted", error: "failed" };
 
 export const makeMessage = ({ message }) => h(`article.message.${message.role}`, { "aria-labelledby": `said-${message.id}` },
   h("h2.hidden", { id: `said-${message.id}` }, message.role === "user" ? "You said" : "nanochat said"), h("div.content"), h("div.foot"));
@@ -106,23 +106,25 @@ function footOf({ message, branches, busy, elsewhere, queued, last, canCollect, 
     if (last && message.content.length) actions.append(button("Continue", () => act.proceed(message), { name: "Continue answer" }));
     actions.append(button("Regenerate", () => act.again(message), { name: "Regenerate answer" }));
     if (canCollect) {
-      actions.append(button("👍", () => act.rate(message), { name: "A good answer: keep it for training", "aria-pressed": String(message.rating === "up") }));
+      actions.append(button("Good", () => act.rate(message), { name: "A good answer: keep it for training", "aria-pressed": String(message.rating === "up") }));
       actions.append(button("Correct", () => act.edit(message), { name: "Correct this answer" }));
     }
   }
-  const end = !user && ENDS[message.finish] ? h("p.end", {}, ENDS[message.finish]) : null;
+  const [, why] = ENDS[message.finish] ?? [];
+  const end = !user && why ? h("p.end", {}, why) : null;
   return [end, actions, user ? null : receiptOf(message, mayAct && act)].filter(Boolean);
 }
 
 function receiptOf(message, act) {
   const { receipt, finish } = message;
   if (!receipt) return null;
+  const [ended = finish] = ENDS[finish] ?? [];
   const rate = receipt.rate ? `${receipt.rate.toFixed(receipt.rate < 10 ? 1 : 0)} tokens/s` : null;
   const rows = [
-    ["Ended", ENDED[finish] ?? finish], ["Model", receipt.model], ["Tokens read", receipt.promptTokens], ["Tokens written", receipt.tokens],
+    ["Ended", ended], ["Model", receipt.model], ["Tokens read", receipt.promptTokens], ["Tokens written", receipt.tokens],
     ["First token after", `${receipt.firstS.toFixed(2)} s`], ["Speed", rate], ...Object.entries({ ...receipt.defaults, ...receipt.settings }),
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
-  return h("details.receipt", {}, h("summary", {}, [`${receipt.tokens} tokens`, rate, ENDED[finish]].filter(Boolean).join(" · ")),
+  return h("details.receipt", {}, h("summary", {}, [`${receipt.tokens} tokens`, rate, ended].filter(Boolean).join(" · ")),
     h("dl", {}, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
     act && button("Same again", () => act.again(message, receipt.settings), { name: "Ask again with the same seed and settings" }));
 }

@@ -108,14 +108,14 @@ export async function isReady() {
 }
 
 /**
- * What the server says of itself; what it does not say stays out, and null is a server that is gone or wants a key.
+ * What the server says of itself; what it does not say stays out, and `fault` says why it says nothing.
  * `details`: also what changes only with the model (context, limits, fields, card).
  */
 export async function readFacts(key, { details }) {
-  const ask = (path) => askJson(path, { key }).catch(() => null);
+  const ask = (path) => askJson(path, { key }).catch((error) => ({ fault: error.status === 401 ? "needs a key" : "not reachable" }));
   const [stats, models, document, card] = await Promise.all(details ? ["stats", "v1/models", "openapi.json", "card"].map(ask) : [ask("stats")]);
-  if (!stats) return null;
-  const facts = { model: stats.model, defaults: stats.defaults, ready: stats.available_workers > 0 || stats.workers?.some((worker) => worker.ready), running: stats.running, waiting: stats.waiting };
+  if (stats.fault) return { ready: false, fault: stats.fault };
+  const facts = { fault: undefined, model: stats.model, defaults: stats.defaults, ready: stats.available_workers > 0 || stats.workers?.some((worker) => worker.ready), running: stats.running, waiting: stats.waiting };
   if (!details) return facts;
   const listed = models?.data ?? [];
   const mine = listed.find((model) => model.id === stats.model) ?? listed[0];

@@ -1,9 +1,8 @@
-"""The types of a request's fields: each parses a value, says what is wrong with one, and describes itself as JSON Schema."""
+"""The kinds of fields that requests have: each parses a value, names what is wrong with it, and has a JSON Schema."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +12,6 @@ from nanochat_serve.settings import ServerSettings
 
 Schema = dict[str, Any]
 
-MAX_TOKENS = 4096
-MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 64
 
 
@@ -174,31 +171,22 @@ class Bias:
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """The conversation."""
+    """A conversation; as the input of a response also the user's first message as it is."""
 
     name: str = "messages"
+    needed: bool = True
+    raw: bool = False
+    """Whether the handler parses it itself."""
 
     def schema(self, settings: ServerSettings) -> Schema:
         limits = f"{settings.max_message_chars} characters in each message, {settings.max_total_chars} in all."
         items = {"type": "array", "items": MESSAGE_SCHEMA, "minItems": 1, "maxItems": settings.max_messages}
-        return items | {"description": f"Begins with the user or a system message. At most {limits}"}
-
-    def parse(self, value: Any, settings: ServerSettings, clamped: dict[str, Any]) -> tuple[Mapping[str, Any], ...]:
-        return parse_messages(value, settings, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Input(Messages):
-    """The conversation of a response, or the user's first message; its handler parses it, with the instructions."""
-
-    name: str = "input"
-
-    def schema(self, settings: ServerSettings) -> Schema:
+        items |= {"description": f"Begins with the user or a system message. At most {limits}"}
         text = {"type": "string", "minLength": 1, "maxLength": settings.max_message_chars}
-        return {"anyOf": [text, Messages.schema(self, settings)]}
+        return {"anyOf": [text, items]} if self.name == "input" else items
 
     def parse(self, value: Any, settings: ServerSettings, clamped: dict[str, Any]) -> Any:
-        return value
+        return value if self.raw else parse_messages(value, settings, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +194,7 @@ class Prompts:
     """A text, token ids, or a list of either."""
 
     name: str = "prompt"
+    needed: bool = True
 
     def schema(self, settings: ServerSettings) -> Schema:
         text = {"type": "string", "maxLength": settings.max_total_chars}
