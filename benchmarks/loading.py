@@ -184,7 +184,7 @@ def run(settings: Settings, path: Path, tokenizer: Tokenizer, megabytes: int) ->
     shards = TokenShards(open_text_source(path, split="train"), tokenizer, path / "shards")
     opened_s = time.perf_counter() - start_s
     loader = PretrainLoader(shards, batch_size=32, sequence_len=2048)
-    with ShardBuilder([(shards, unit) for unit in loader.unit_order()], num_workers=2):
+    with ShardBuilder(loader.unit_order(), num_workers=2):
         num_tokens = next(loader).num_tokens
         first_batch_s = time.perf_counter() - start_s
         while num_tokens < settings.read_tokens and loader.epoch == 0:

@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from nanochat_apps import device as devices
-from nanochat_apps.training_run import CompiledLoss
+from nanochat_apps.training_model import CompiledLoss
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
 from nanochat_model.attention import rotary_table
 from nanochat_tokenizer import train_tokenizer
-from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
+from nanochat_train import MuonAdamW, Pretraining, Rates, Trainer, param_groups
 from nanochat_train.testing import ArrayBatch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -76,7 +76,7 @@ def make_loop(
     windows: str = "L",
     dtype: torch.dtype = DTYPE,
     compiled: bool = False,
-) -> tuple[TrainingLoop, GPT]:
+) -> tuple[Trainer, GPT]:
     config = GPTConfig(
         sequence_len=length,
         vocab_size=vocab_size,
@@ -92,7 +92,7 @@ def make_loop(
     loader = RandomRows(vocab_size, tokens // length, length)
     stage = Pretraining(num_iterations=10_000)
     optimizer = MuonAdamW(groups, compute_dtype=dtype, compiled=compiled)
-    loop = TrainingLoop(model, optimizer, loader, stage, device=DEVICE)
+    loop = Trainer(model, optimizer, loader, stage, device=DEVICE)
     if compiled:
         compile_loss(loop, model)
     return loop, model
@@ -110,7 +110,7 @@ def matmul_flops(rounds: int = 3) -> float:
 
 
 def step_seconds(
-    loop: TrainingLoop, between: Callable[[], object] = lambda: None, rounds: int = ROUNDS, warmup: int = 1
+    loop: Trainer, between: Callable[[], object] = lambda: None, rounds: int = ROUNDS, warmup: int = 1
 ) -> list[float]:
     """Durations of some steps, after those that warm up, with `between` run before each."""
     durations: list[float] = []
@@ -123,17 +123,17 @@ def step_seconds(
         between()
         start = CLOCK()
 
-    loop.run(on_step, should_stop=lambda: loop.step - first >= rounds + warmup)
+    loop.fit(on_step, should_stop=lambda: loop.step - first >= rounds + warmup)
     return durations[warmup:]
 
 
-def compile_loss(loop: TrainingLoop, model: GPT) -> None:
+def compile_loss(loop: Trainer, model: GPT) -> None:
     if DEVICE.type == "cpu":
         kernels.load()
     loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
 
 
-def time_optimizer(loop: TrainingLoop) -> list[float]:
+def time_optimizer(loop: Trainer) -> list[float]:
     """Durations of the optimizer's steps from now on."""
     durations: list[float] = []
     step = loop.optimizer.step
@@ -217,7 +217,7 @@ def data() -> None:
                     loop.loader = chosen
                     next(chosen)
                     start, first = CLOCK(), loop.step
-                    loop.run(lambda report: None, should_stop=lambda first=first: loop.step >= first + 2)
+                    loop.fit(lambda report: None, should_stop=lambda first=first: loop.step >= first + 2)
                     durations[name].append((CLOCK() - start) / 2)
     medians = {name: statistics.median(values) for name, values in durations.items()}
     print(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From raw text to a chat model of depth 24 on one machine with 8 GPUs. Every stage can be stopped and goes on from its last
-# checkpoint when this is run again. PLAN=1 only shows what the base run would be.
+# From raw text to a chat model of depth 24 on one machine with 8 GPUs. Every stage can be stopped and resumes from its last
+# checkpoint when this is run again. TRIAL=1 only says what the base run takes.
 set -euo pipefail
 
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
@@ -13,10 +13,9 @@ BASE_FLAGS=(${BASE_FLAGS:-})     # for example --run speedrun --fp8, or a toy's 
 SFT_FLAGS=(${SFT_FLAGS:-})
 UV_RUN="${UV_RUN-uv run}"        # empty where the programs are on the path already
 
-train() { # module, then its flags; goes on from the last checkpoint of the tag where there is one
-  local module="$1" folder="$2"
-  shift 2
-  if compgen -G "$NANOCHAT_BASE_DIR/$folder/d$DEPTH/step_*" > /dev/null; then set -- "$@" --resume-from-step 0; fi
+train() { # module, then its flags; resumes by itself where there is a checkpoint
+  local module="$1"
+  shift
   $UV_RUN torchrun --standalone --nproc-per-node "$GPUS" -m "nanochat_apps.$module" "$@"
 }
 
@@ -28,12 +27,12 @@ if [ ! -f "$NANOCHAT_BASE_DIR/tokenizer/tokenizer.json" ]; then
 fi
 
 base=(--data "$DATA" --depth "$DEPTH" --save-every "${SAVE_EVERY:-1000}" --keep 2 "${BASE_FLAGS[@]}")
-if [ -n "${PLAN:-}" ]; then
-  WORLD_SIZE="$GPUS" $UV_RUN base-train "${base[@]}" --plan
+if [ -n "${TRIAL:-}" ]; then
+  train base_train "${base[@]}" --trial
   exit
 fi
-train base_train base_checkpoints "${base[@]}"
+train base_train "${base[@]}"
 $UV_RUN base-eval --data "$DATA" --model-tag "d$DEPTH"
-train chat_sft chatsft_checkpoints --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" \
+train chat_sft --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" \
   --save-every 200 --keep 2 "${SFT_FLAGS[@]}"
 echo "talk to it: uv run chat-cli -g d$DEPTH, or uv run chat-web -g d$DEPTH"

@@ -49,7 +49,7 @@ def make_base_model() -> None:
 
 def import_all() -> None:
     """What chat-sft imports and measures, but for the module that must not be imported once there is a process group."""
-    for name in ("data", "model", "tokenizer", "train", "apps.training_run"):
+    for name in ("data", "model", "tokenizer", "train", "apps.training"):
         importlib.import_module(f"nanochat_{name}")
     cpu = torch.device("cpu")
     device.matmul_peak(cpu, device.choose_dtype(cpu))

@@ -1,14 +1,17 @@
 """The scripts and commands in runs/: planned, started on two ranks of this processor, and made of flags that exist."""
 
+import argparse
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from nanochat_apps import base_train, cli, tok_train
 from nanochat_data.synthetic import TinyWorld
 from nanochat_train import list_steps
@@ -53,12 +56,12 @@ def run_script(environment) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_the_speedrun_says_what_it_would_be(environment, tmp_path, monkeypatch):
+def test_the_speedrun_says_what_it_takes(environment, tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", environment["NANOCHAT_BASE_DIR"])
     tok_train.train(tok_train.Settings(data=tmp_path / "texts", vocab_size=300))
-    said = run_script(environment | {"PLAN": "1"}).stderr
-    assert "micro-batch" in said
-    assert "4 rows" in said  # half of the batch's eight, for there are two ranks
+    said = run_script(environment | {"TRIAL": "1"}).stderr
+    assert re.search(r"memory +\d", said)
+    assert re.search(r"time left +0.00 h for 0 steps", said)
     assert not (tmp_path / "base/base_checkpoints").exists()
 
 
@@ -72,11 +75,38 @@ def test_the_speedrun_goes_from_text_to_a_chat_model_on_two_ranks(environment, t
     assert "talk to it" in said.stdout
 
 
-def test_the_command_for_several_nodes_is_one():
-    [command] = re.findall(r"uv run torchrun (.+?)\n *```", (RUNS / "multinode.md").read_text(), flags=re.DOTALL)
+def parsed(command: str) -> tuple[argparse.Namespace, base_train.Settings]:
+    """What torchrun and base-train make of a command's arguments."""
     arguments = get_args_parser().parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (arguments.nnodes, arguments.rdzv_backend) == ("2", "c10d")
     assert arguments.module
     assert arguments.training_script == "nanochat_apps.base_train"
-    settings = cli.parse(base_train.Settings, arguments.training_script_args, prog="base-train", description="")
+    return arguments, cli.parse(base_train.Settings, arguments.training_script_args, prog="base-train", description="")
+
+
+def test_the_command_for_several_nodes_is_one():
+    [command] = re.findall(r"uv run torchrun (.+?)\n *```", (RUNS / "multinode.md").read_text(), flags=re.DOTALL)
+    settings = parsed(command)[1]
     assert (settings.depth, settings.save_every, settings.keep) == (24, 500, 3)
+
+
+def test_the_slurm_script_starts_torchrun_on_its_nodes(tmp_path):
+    """With the programs of Slurm and uv replaced by ones that tell what they were given."""
+    for name, program in {"scontrol": "echo first; echo second", "srun": 'printf "%s\n" "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    script = [shutil.which("bash"), str(RUNS / "base_train.slurm")]
+    done = subprocess.run(script, env={**os.environ, **job, "PATH": path}, capture_output=True, text=True, check=True)
+    uv, run, torchrun, *arguments = done.stdout.splitlines()
+    assert (uv, run, torchrun) == ("uv", "run", "torchrun")
+    torchrun_arguments, settings = parsed(shlex.join(arguments))
+    assert torchrun_arguments.rdzv_endpoint == "first:29500"
+    assert settings.depth == 24
+
+
+def test_the_skypilot_file_runs_the_speedrun():
+    task = yaml.safe_load((RUNS / "skypilot.yaml").read_text())
+    assert "runs/speedrun.sh" in task["run"]
+    assert task["envs"]["NANOCHAT_BASE_DIR"] in task["file_mounts"]

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from nanochat_apps import chat_backend
 from nanochat_apps.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine, Event
 from nanochat_engine.testing import ScriptedLM
-from nanochat_serve import ChatEvent, ChatRequest, ContextLengthError, Finished, TextDelta, ToolCall
+from nanochat_serve import (
+    ChatEvent,
+    ChatRequest,
+    ContextLengthError,
+    Finished,
+    InvalidRequestError,
+    Prompt,
+    SamplingParams,
+    TextDelta,
+    ToolCall,
+)
 from nanochat_tokenizer import render_for_completion
 from nanochat_tokenizer.testing import byte_tokenizer
 
@@ -39,9 +51,10 @@ def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def request(**fields: object) -> ChatRequest:
-    settings: dict[str, object] = {"temperature": 0.0, "top_k": None, "max_tokens": 64, "seed": 1}
-    messages = ({"role": "user", "content": "Hi"},)
-    return ChatRequest(**{"messages": messages, **settings, **fields})  # type: ignore[arg-type]
+    own = {name: fields.pop(name) for name in ("messages", "prompt", "echo", "salt") if name in fields}
+    params: dict[str, Any] = {"temperature": 0.0, "max_tokens": 64, "seed": 1, **fields}
+    own = {"messages": ({"role": "user", "content": "Hi"},), **own}
+    return ChatRequest(params=SamplingParams(**params), **own)  # type: ignore[arg-type]
 
 
 def answer_of(make: Callable[[], EngineBackend], asked: ChatRequest) -> tuple[list[ChatEvent], Finished]:
@@ -91,9 +104,120 @@ def test_prompt_without_room_for_an_answer() -> None:
         answer_of(lambda: saying(["a"]), long)
 
 
-def test_several_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match="n=2"):
-        answer_of(lambda: saying(["a"]), request(n=2))
+def events_of(backend: EngineBackend, *asked: ChatRequest) -> list[list[ChatEvent]]:
+    async def collect() -> list[list[ChatEvent]]:
+        try:
+            return [[event async for event in backend.stream(one)] for one in asked]
+        finally:
+            await backend.aclose()
+
+    return asyncio.run(collect())
+
+
+def test_samples_share_one_prefill() -> None:
+    def next_token(history: list[int]) -> int:
+        return IDS["assistant_end"] if history[-1] == TOKENIZER.encode("b")[0] else TOKENIZER.encode("b")[0]
+
+    model = ScriptedLM(next_token, vocab_size=TOKENIZER.vocab_size, max_context=128)
+    long = ({"role": "user", "content": "a question of some length"},)
+    asked = request(n=8, temperature=1.0, messages=long)
+    [events] = events_of(EngineBackend(Engine(model, TOKENIZER, render_chat=render)), asked)
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert sorted(end.sample for end in ends) == list(range(8))
+    assert sorted(event.sample for event in events if isinstance(event, TextDelta)) == list(range(8))
+    assert [end.cached_tokens > 0 for end in ends].count(False) == 1  # the one that computed the prompt for the others
+
+
+def test_log_probabilities_are_the_engines_and_the_end_token_has_one(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path)
+    backend = create_backend(checkpoint)
+    ids = backend._engine.tokenizer.encode("the cat sat")
+    asked = request(messages=(), prompt=tuple(ids), echo=True, logprobs=2, prompt_logprobs=2, max_tokens=1)
+    pairs = [(ids[:1], ids[1:])]
+    expected = backend._engine.loglikelihood(pairs)[0][0]
+    [events] = events_of(backend, asked)
+    prompt, *deltas, end = events
+    assert isinstance(prompt, Prompt)
+    assert isinstance(end, Finished)
+    assert [token.token_id for token in prompt.tokens] == ids
+    assert prompt.tokens[0].logprob is None
+    assert prompt.text == b"".join(token.data for token in prompt.tokens).decode() == "the cat sat"
+    assert sum(token.logprob or 0.0 for token in prompt.tokens[1:]) == pytest.approx(expected, abs=1e-5)
+    generated = [token for delta in deltas if isinstance(delta, TextDelta) for token in delta.tokens]
+    generated += [] if end.end is None else [end.end]
+    [token] = generated  # exactly one, whether or not it is the end
+    assert max(other.logprob or 0.0 for other in token.top) == token.logprob  # greedy
+
+
+def test_a_text_is_scored_after_a_bos_that_is_not_shown(tmp_path: Path) -> None:
+    backend = create_backend(save_tiny_checkpoint(tmp_path))
+    tokenizer = backend._engine.tokenizer
+    ids = tokenizer.encode("the cat")
+    text = request(messages=(), prompt="the cat", echo=True, prompt_logprobs=0, max_tokens=0)
+    with_bos = request(messages=(), prompt=(tokenizer.bos_id, *ids), echo=True, prompt_logprobs=0, max_tokens=0)
+    (shown, done), (same, _) = events_of(backend, text, with_bos)
+    assert isinstance(shown, Prompt)
+    assert isinstance(same, Prompt)
+    assert [token.token_id for token in shown.tokens] == ids
+    assert [token.logprob for token in shown.tokens[1:]] == [token.logprob for token in same.tokens[2:]]
+    assert done == Finished(reason="length", prompt_tokens=len(ids) + 1, completion_tokens=0)
+
+
+def test_an_answer_that_has_begun_is_continued() -> None:
+    begun = [{"type": "text", "text": "ab"}, {"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
+    user = {"role": "user", "content": "Hi"}
+    asked = [
+        request(messages=(user, {"role": "assistant", "content": content}), max_tokens=0, echo=True)
+        for content in ("ab", begun)
+    ]
+    answers = events_of(saying(["abcd"]), *asked, request(messages=(user, {"role": "assistant", "content": "ab"})))
+    texts = [events[0].text for events in answers[:2] if isinstance(events[0], Prompt)]
+    start = "<|bos|><|user_start|>Hi<|user_end|><|assistant_start|>ab"
+    assert texts == [start, f"{start}<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>"]
+    assert "".join(event.text for event in answers[2] if isinstance(event, TextDelta)) == "cd"
+
+
+@pytest.mark.parametrize("field", ["prompt", "stop_token_ids", "logit_bias"])
+def test_ids_outside_the_vocabulary_are_refused_by_name(field: str) -> None:
+    unknown = TOKENIZER.vocab_size
+    values = {"prompt": (1, unknown), "stop_token_ids": (unknown,), "logit_bias": {unknown: 1.0}}
+    with pytest.raises(
+        InvalidRequestError, match=f"{field}: token id {unknown} is outside the vocabulary of {unknown}"
+    ):
+        events_of(saying(["a"]), request(**{field: values[field]}))
+
+
+def test_the_cache_takes_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path)
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    monkeypatch.setattr(chat_backend, "LEAST_BUDGET_BYTES", 1)
+    monkeypatch.setattr(chat_backend, "free_memory", lambda device: weights + (1 << 20))
+    backend = create_backend(checkpoint)
+    rows = backend.status().workers[0].max_running
+    events_of(backend)
+    budget = create_backend(checkpoint, kv_budget_bytes=1 << 19)
+    assert rows == budget.status().workers[0].max_running < 32
+    events_of(budget)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    monkeypatch.undo()
+    assert chat_backend.free_memory(torch.device("cpu")) > 1 << 20
+    monkeypatch.setattr(chat_backend, "CGROUP", tmp_path)
+    assert chat_backend.free_memory(torch.device("cpu")) == 2_000_000
+
+
+def test_a_call_that_is_cut_off_is_no_text() -> None:
+    events, finished = answer_of(
+        lambda: saying([IDS["python_start"], "12*30", IDS["python_end"], "!"]), request(max_tokens=4)
+    )
+    assert (events, finished.reason) == ([ToolCall("12*", None)], "length")
+
+
+def test_another_clients_prompt_is_not_found_in_the_cache() -> None:
+    long = ({"role": "user", "content": "the secret is 1234 and nothing else"},)
+    asked = [request(messages=long, salt=salt) for salt in ("a", "b", "a", None, None)]
+    ends = [events[-1] for events in events_of(saying(["x"]), *asked)]
+    assert [end.cached_tokens > 0 for end in ends if isinstance(end, Finished)] == [False, False, True, False, False]
 
 
 def test_a_backend_whose_engine_has_failed_is_not_ready_and_says_why() -> None:

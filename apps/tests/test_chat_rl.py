@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nanochat_apps import chat_rl, paths
+from nanochat_apps import chat_rl, paths, rollouts
 from nanochat_apps.cli import UsageError
 from nanochat_apps.tasks import rewarding_task
 from nanochat_data.synthetic import TinyWorld
+from nanochat_engine import SamplingParams
 from nanochat_model import GPT, GPTConfig, load_model, save_model
 from nanochat_tokenizer import Tokenizer, train_tokenizer
 from nanochat_train import list_steps, load_meta, read_metrics, save_checkpoint
@@ -93,12 +94,12 @@ def test_samples_are_of_the_weights_as_they_are_at_the_time(chat_model):
     def sample(sampler):
         return sampler.rollouts(conversations, task, 3, [1, 2, 3, 4])
 
-    sampler = chat_rl.make_sampler(chat_model, model, tokenizer)
+    sampler = rollouts.make_sampler(chat_model, model, tokenizer)
     before = sample(sampler)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    assert sample(sampler) == sample(chat_rl.make_sampler(chat_model, model, tokenizer)) != before
+    assert sample(sampler) == sample(rollouts.make_sampler(chat_model, model, tokenizer)) != before
 
 
 def test_a_run_leaves_scores_curves_and_samples(chat_model):
@@ -109,7 +110,8 @@ def test_a_run_leaves_scores_curves_and_samples(chat_model):
     assert 0 <= meta["scores"]["pass@1"] <= meta["scores"]["pass@2"] <= 1
     lines = read_metrics(root / "metrics.jsonl")
     assert [line["step"] for line in lines if "pass@1" in line] == [0, 2, 4]
-    assert {"reward", "length", "cut_off", "useful_groups", "entropy"} <= set(lines[1])
+    assert {"reward", "length", "truncated", "nonzero_groups", "entropy"} <= set(lines[1])
+    assert all(line["entropy"] > 1 for line in lines if "reward" in line), "also where all rewards tie"
     samples = [json.loads(line) for line in (root / chat_rl.SAMPLES_FILE).read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [1, 2, 3, 4]
     assert samples[0]["text"].startswith("<|bos|><|user_start|>Say it")
@@ -117,8 +119,50 @@ def test_a_run_leaves_scores_curves_and_samples(chat_model):
 
 def test_going_on_with_another_task_is_refused(chat_model):
     chat_rl.train(chat_model)
+    with pytest.raises(
+        UsageError, match=r"holds another run \(task was .*own.py:SayE', is now 'tinyworld-arithmetic'\)"
+    ):
+        chat_rl.train(replace(chat_model, task="tinyworld-arithmetic"))
     with pytest.raises(ValueError, match="other task"):
         chat_rl.train(replace(chat_model, task="tinyworld-arithmetic", resume_from_step=2))
+
+
+def test_a_mixture_is_graded_task_by_task_and_answers_have_a_budget(chat_model, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(OWN_TASK.replace('"e" in completion', '"q" in completion').replace("Say it", "Write it"))
+    mixed = rewarding_task(f"{tmp_path / 'own.py'}:SayE:2,{other}:SayE", "train")
+    assert len(mixed) == 24
+    for conversation in mixed:
+        says_e = conversation["messages"][0]["content"].startswith("Say")
+        assert [mixed.reward(conversation, text) for text in ("e", "q")] == [float(says_e), float(not says_e)]
+    assert chat_rl.train(replace(chat_model, task=f"{tmp_path / 'own.py'}:SayE,{other}:SayE", length_budget=3)) == 0
+    sampler = rollouts.Sampler(model=None, engine=None, params=SamplingParams(max_tokens=8), length_budget=4)
+    assert [sampler._within_budget(length) for length in (1, 4, 6, 8)] == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_clipping_and_the_kl_are_optional_and_change_the_run(chat_model):
+    """At the first step the model is its own reference, and its ratios are 1."""
+    ends = {}
+    for name, changes in {"plain": {}, "both": {"clip_ratio": 0.2, "kl_coef": 0.5}}.items():
+        chat_rl.train(replace(chat_model, overwrite=True, **changes))
+        root = paths.checkpoints_root("rl") / "tiny"
+        lines = [line for line in read_metrics(root / "metrics.jsonl") if "grad_norm" in line]
+        ends[name] = lines[0]["grad_norm"], load_model(root / "step_000004").state_dict()
+    assert ends["both"][0] == pytest.approx(ends["plain"][0], rel=1e-4)
+    assert any(not torch.equal(value, ends["plain"][1][name]) for name, value in ends["both"][1].items())
+
+
+def test_the_trial_step_of_rl_has_rows_as_long_as_the_context(chat_model, monkeypatch):
+    shapes = []
+    loss = GPT.loss
+    monkeypatch.setattr(
+        GPT,
+        "loss",
+        lambda self, ids, *args, **kwargs: (shapes.append(tuple(ids.shape)), loss(self, ids, *args, **kwargs))[1],
+    )
+    chat_rl.train(replace(chat_model, device_batch_size=None, num_iterations=1, eval_every=0))
+    assert shapes[0] == (4, 256)
+    assert load_meta(paths.find_checkpoint("rl"))["device_batch_size"] == 4
 
 
 @pytest.mark.parametrize(

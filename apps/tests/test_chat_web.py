@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -62,7 +64,9 @@ def server(base: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def ask(url: str, key: str | None, **body: object) -> str:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
     messages = [{"role": "user", "content": "Hi"}]
     request = urllib.request.Request(
         f"{url}/chat/completions", data=json.dumps({"messages": messages, **body}).encode(), headers=headers
@@ -96,6 +100,39 @@ def test_a_conversation_that_is_too_long_gets_400(server: tuple[str, list[str]])
         ask(server[0], "secret", messages=[{"role": "user", "content": "x" * 7000}])
     assert failed.value.code == 400
     assert json.load(failed.value)["error"]["type"] == "context_length_exceeded"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_tls_on_a_unix_socket_under_a_path_with_keys_that_change(base: Path, tmp_path: Path) -> None:
+    cert, key, keys, path = (tmp_path / name for name in ("cert.pem", "key.pem", "keys", "socket"))
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*make, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    keys.write_text("one\ntwo\n")
+    flags = ["--certfile", str(cert), "--keyfile", str(key), "--api-key-file", str(keys), "--root-path", "/chat"]
+    process = start(base, *flags, "--unix-socket", str(path), "-d", "float32")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines == [f"serving d2 (step_000001) on cpu: open unix:{path}\n", "ready; Ctrl-C stops it\n"]
+
+    def status(with_key: str) -> int:
+        context = ssl.create_default_context(cafile=cert)
+        with socket.socket(socket.AF_UNIX) as plain:
+            plain.connect(str(path))
+            with context.wrap_socket(plain, server_hostname="localhost") as connection:
+                head = f"GET /chat/stats HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {with_key}\r\n\r\n"
+                connection.sendall(head.encode())
+                return int(connection.recv(1 << 16).split()[1])
+
+    assert [status(given) for given in ("one", "two", "three")] == [200, 200, 401]
+    keys.write_text("three\n")
+    process.send_signal(signal.SIGHUP)
+    while status("three") != 200:
+        pass
+    assert status("one") == 401
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate()
+    assert (process.returncode, out, errors) == (0, "stopping\n", "")
 
 
 @pytest.mark.slow
@@ -137,7 +174,7 @@ def test_what_is_wrong_with_flags(base: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, errors = failure(base, "--host", "127.0.0.1", "--port", port)
-    assert (code, errors) == (2, f"chat-web: error: --port {port}: another program listens there; choose another one\n")
+    assert (code, errors) == (2, f"chat-web: error: --port {port}: already in use; choose another one\n")
     code, errors = failure(base, "--port", "70000")
     assert code == 2
     assert "--port 70000 must be between 0 and 65535" in errors

@@ -42,12 +42,18 @@ def test_what_parts_share_and_what_is_bad_is_told(files, capsys):
 def test_text_is_measured_by_its_splits(files, tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for name, texts in (("train", ["once", "twice", "once"]), ("val", ["once"])):
+    for name, texts in (("train", ["once", "twice", "once"]), ("val", ["once"]), ("test", ["twice"])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     data_stats.show(data_stats.Settings(data=folder))
     said = capsys.readouterr().out
     assert "2 of 3 items of train are in val too" in said
     assert "1 of 1 items of val are in train too" in said
+    assert "1 of 1 items of test are in train too" in said
+    (folder / "val.jsonl").write_text('{"text": "thrice"}\n{"txt": "twice"}\n')
+    data_stats.show(data_stats.Settings(data=folder))
+    said = capsys.readouterr().out
+    assert "val: 1 items, 0 repeated, 1 bad" in said
+    assert "val.jsonl, line 2 has no string in the field 'text'" in said
 
 
 def test_nothing_to_measure_is_a_wrong_usage(files):

@@ -42,7 +42,9 @@ def test_evaluation_is_exactly_the_plain_models():
     fp8.use_fp8(rounded, emulate=True)
     with torch.inference_mode():
         expected = plain.loss(IDS, IDS)
+        generator = torch.get_rng_state()
         with fp8.in_bfloat16(rounded):
+            assert torch.equal(torch.get_rng_state(), generator), "no weight is initialised to be thrown away"
             assert torch.equal(rounded.loss(IDS, IDS), expected)
         assert not torch.equal(rounded.loss(IDS, IDS), expected)
 

@@ -17,7 +17,7 @@ from nanochat_data import PretrainLoader, TokenShards, open_text_source
 from nanochat_engine import Engine
 from nanochat_engine.testing import check_tokenizer
 from nanochat_model import GPT, GPTConfig
-from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups
+from nanochat_train import MuonAdamW, Pretraining, Rates, Trainer, param_groups
 
 TEXT = "red fox runs home . blue bird sings . red fox sings . blue bird runs home . "
 
@@ -75,10 +75,10 @@ def train(folder: Path, *, num_iterations: int = 80) -> tuple[Engine, list[float
     model = GPT(config)
     model.init_weights(1)
     groups = param_groups(model.param_roles(), n_embd=64, rates=Rates(), lr_scale=0.3, weight_decay=0.0)
-    stage = Pretraining(num_iterations=num_iterations, warmup_steps=2)
-    loop = TrainingLoop(model, MuonAdamW(groups), loader, stage, device=torch.device("cpu"))
+    schedule = Pretraining(num_iterations=num_iterations, warmup_steps=2)
+    trainer = Trainer(model, MuonAdamW(groups), loader, schedule, device=torch.device("cpu"))
     losses: list[float] = []
-    loop.run(lambda report: losses.append(report.loss))
+    trainer.fit(lambda report: losses.append(report.loss))
     return Engine(model.eval(), tokenizer), losses
 
 

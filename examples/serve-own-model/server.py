@@ -23,7 +23,7 @@ def answer(request: ChatRequest, cancelled: threading.Event) -> Iterator[ChatEve
     """A therapist of the old school, word by word. Runs on a thread of its own, so it may take its time."""
     said = str(request.messages[-1]["content"]).lower()
     reply = next((reply for word, reply in REPLIES.items() if word in said), "Please go on.")
-    words = reply.split(" ")[: request.max_tokens]
+    words = reply.split(" ")[: request.params.max_tokens]
     for number, word in enumerate(words):
         if cancelled.is_set():
             return

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from nanochat_model import GPT, GPTConfig, kernels
-from nanochat_train import MuonAdamW, Pretraining, Rates, TrainingLoop, param_groups, state
+from nanochat_train import MuonAdamW, Pretraining, Rates, Trainer, param_groups, state
 from nanochat_train.testing import ArrayBatch
 from safetensors.torch import load_file, save_file
 
@@ -44,15 +44,15 @@ def train(start: Path | None, stop: int, folder: Path) -> tuple[dict[str, torch.
     model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[method-assign]
     groups = param_groups(model.param_roles(), n_embd=64, rates=Rates(), lr_scale=0.1, weight_decay=0.1)
     optimizer = MuonAdamW(groups, compute_dtype=model.compute_dtype, compiled=True)
-    loop = TrainingLoop(model, optimizer, Repeated(), Pretraining(num_iterations=50), device=torch.device("cpu"))
+    trainer = Trainer(model, optimizer, Repeated(), Pretraining(num_iterations=50), device=torch.device("cpu"))
     if start is not None:
         model.load_state_dict(load_file(start / "model.safetensors"))
-        state.restore(loop, torch.load(start / "state.pt", weights_only=False))
+        state.restore(trainer, torch.load(start / "state.pt", weights_only=False))
     losses: list[float] = []
-    loop.run(lambda report: losses.append(report.loss), should_stop=lambda: loop.step >= stop)
+    trainer.fit(lambda report: losses.append(report.loss), should_stop=lambda: trainer.step >= stop)
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
-    torch.save(state.capture(loop), folder / "state.pt")
+    torch.save(state.capture(trainer), folder / "state.pt")
     return model.state_dict(), losses
 
 

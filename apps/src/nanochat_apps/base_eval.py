@@ -40,19 +40,12 @@ class Settings:
     """Samples of each prompt; 0 draws none."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 32
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
-    compare: tuple[str, ...] = ()
-    """Tags of runs to show side by side, as curves and a table in report/compare.html, instead of measuring a model."""
     device_type: device.DeviceType = "auto"
     dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
 
 
 def evaluate(settings: Settings) -> int:
     """Prints a line for each figure."""
-    if settings.compare:
-        from nanochat_apps.comparison import compare
-
-        print(compare(settings.compare))
-        return 0
     if settings.max_per_task is not None and settings.max_per_task < 1 and settings.max_per_task != -1:
         raise cli.UsageError(f"--max-per-task {settings.max_per_task} must be at least 1, or -1 for all items")
     checkpoint = paths.find_checkpoint("base", settings.model_tag, settings.step)
@@ -98,15 +91,13 @@ def measure_bpb(
     settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
 ) -> None:
     """Bits per byte of both splits, over all of each or a sample of `--split-tokens`."""
-    from nanochat_data import open_text_source
-
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
-        source = open_text_source(data, split=split, split_on=settings.split_on)
-        tokens, where = settings.split_tokens, model.device
-        with corpus.measured(source, tokenizer, num_tokens=tokens, world=world, where=where) as shards:
+        texts = corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world)
+        tokens = settings.split_tokens
+        with corpus.building(None, texts, num_tokens=tokens, world=world):
             result = base_measures.text_bpb(
-                model, tokenizer, shards, rows=settings.device_batch_size, max_tokens=tokens, world=world
+                model, tokenizer, texts, rows=settings.device_batch_size, max_tokens=tokens, world=world
             )
         say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 

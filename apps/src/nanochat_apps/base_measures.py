@@ -21,9 +21,15 @@ PROMPTS = (
 
 
 def text_bpb(
-    model: GPT, tokenizer: Tokenizer, shards: TokenShards, *, rows: int, max_tokens: int, world: World | None = None
+    model: GPT,
+    tokenizer: Tokenizer,
+    texts: list[TokenShards],
+    *,
+    rows: int,
+    max_tokens: int,
+    world: World | None = None,
 ) -> BitsPerByte:
-    """Bits per byte over a sample of about `max_tokens` of a split, `rows` at a time: the same at any number of ranks."""
+    """Bits per byte over a sample of about `max_tokens` of texts, `rows` at a time: the same at any number of ranks."""
     import torch
     from nanochat_data import validation_batches
     from nanochat_train import World, bits_per_byte
@@ -31,7 +37,7 @@ def text_bpb(
     world = world or World()
     T = model.config.sequence_len
     batches = validation_batches(
-        shards,
+        texts,
         batch_size=rows,
         sequence_len=T,
         max_rows=max(1, max_tokens // T),
@@ -64,7 +70,6 @@ def core(
         max_tokens=model.cos.size(0),
         log=log,
         world=world,
-        device=model.device,
         on_task=on_task,
     )
 

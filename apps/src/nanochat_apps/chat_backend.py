@@ -7,24 +7,32 @@ runs it in a process of its own.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import nanochat_engine
 import torch
-from nanochat_engine import AsyncEngine, Completion, Engine, SamplingParams
+from nanochat_engine import AsyncEngine, CompletionBuilder, Engine, Event, Logprobs, Request, SamplingParams
 from nanochat_serve import (
     BackendStatus,
     ChatEvent,
     ChatRequest,
     ContextLengthError,
     Finished,
+    InvalidRequestError,
+    ModelInfo,
+    Prompt,
     TextDelta,
+    Token,
     ToolCall,
     WorkerStatus,
 )
+
+LEAST_BUDGET_BYTES = 64 << 20
+"""What keys and values get where hardly anything is free, so that a small model still starts."""
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def create_backend(
@@ -33,15 +41,34 @@ def create_backend(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: Literal["int8"] | None = None,
+    kv_budget_bytes: int | None = None,
     **settings: Any,
 ) -> EngineBackend:
     """Loads a checkpoint and starts an engine on it, whose `settings` are `nanochat_engine.Engine`'s.
 
+    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free.
     Takes as long as reading the files does. Raises `ValueError` naming the file that is missing or damaged.
     """
+    if kv_budget_bytes is None:
+        weights = Path(checkpoint_dir) / "model.safetensors"
+        free = free_memory(torch.device(device)) - (weights.stat().st_size if weights.is_file() else 0)
+        kv_budget_bytes = max(free // 2, LEAST_BUDGET_BYTES)
+    settings |= {"kv_budget_bytes": kv_budget_bytes}
     return EngineBackend(
         nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype, quantize=quantize, **settings)
     )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated there: the device's, or the machine's within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 1 << 62)
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def create_worker(*, checkpoint_dir: str, device: str, dtype: str, **settings: Any) -> EngineBackend:
@@ -57,26 +84,71 @@ class EngineBackend:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._async_engine = AsyncEngine(engine)
+        self._tokenizer = cast(Any, engine.tokenizer)
+        bos_id, end_id = self._tokenizer.bos_id, self._tokenizer.special_id("<|assistant_end|>")
+        self._model = ModelInfo(
+            max_context=engine.model.max_context,
+            vocab_size=self._tokenizer.vocab_size,
+            bos_id=bos_id,
+            bos_token=self._bytes(bos_id).decode(),
+            end_token=None if end_id is None else self._bytes(end_id).decode(),
+        )
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
-        """The answer as it comes; ends with `Finished`. Closing it frees the engine's row within a step.
+        """The samples' events as they come. Closing it frees the engine's rows within a step.
 
-        Raises `ContextLengthError` if the conversation leaves no room for an answer, `ValueError` if it is none.
+        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids.
         """
-        if request.n != 1:
-            raise ValueError(f"n={request.n}: a backend is asked for one answer at a time")
-        params = SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            stop=request.stop,
-            seed=secrets.randbits(62) if request.seed is None else request.seed,
-        )
-        answer = self._async_engine.stream_complete(self._prompt_ids(request), params)
-        async with aclosing(cast(AsyncGenerator[str | nanochat_engine.ToolCall | Completion], answer)) as parts:
-            async for part in parts:
-                yield _as_event(part)
+        ids, added = self._prompt_ids(request)
+        values = {field.name: getattr(request.params, field.name) for field in fields(request.params)}
+        seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
+        params = SamplingParams(**{**values, "seed": seed})
+        if request.echo and params.prompt_logprobs is None:
+            yield self._prompt(ids[added:], ())
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
+            for sample in range(params.n):
+                yield Finished(reason="length", prompt_tokens=len(ids), completion_tokens=0, sample=sample)
+            return
+        asked = Request(token_ids=ids, params=params, salt=request.salt)
+        builders = [CompletionBuilder(self._tokenizer, asked) for _ in range(params.n)]
+        shown = not request.echo
+        async with self._async_engine.stream(asked) as events:
+            async for event in events:
+                if not shown and event.prompt_logprobs:
+                    shown = True
+                    yield self._prompt(ids[added:], event.prompt_logprobs[added:])
+                builder = builders[event.sample]
+                if builder.done:  # at a stop string
+                    continue
+                for answer in self._answer(builder, event):
+                    yield answer
+                if all(builder.done for builder in builders):
+                    return
+
+    def _answer(self, builder: CompletionBuilder, event: Event) -> Iterator[ChatEvent]:
+        """What an event of a sample makes certain."""
+        parts = builder.push(event)
+        is_end = event.finished == "stop"
+        token = None if event.logprobs is None else self._token(event.logprobs)
+        tokens = () if token is None or is_end else (token,)
+        for part in parts:
+            if isinstance(part, str):
+                yield TextDelta(part, sample=event.sample, tokens=tokens)
+                tokens = ()
+            else:
+                yield ToolCall(part.expression, part.output, sample=event.sample)
+        if tokens:
+            yield TextDelta("", sample=event.sample, tokens=tokens)
+        if builder.done:
+            done = builder.build()
+            yield Finished(
+                reason=done.finish_reason,
+                prompt_tokens=done.num_prompt_tokens,
+                completion_tokens=len(done.token_ids),
+                cached_tokens=done.num_cached_tokens,
+                sample=event.sample,
+                end=token if is_end else None,
+            )
 
     def status(self) -> BackendStatus:
         worker = WorkerStatus(
@@ -85,6 +157,8 @@ class EngineBackend:
             num_running=self._async_engine.num_running,
             num_waiting=self._async_engine.num_waiting,
             max_running=self._engine.max_rows,
+            num_steps=self._async_engine.num_steps,
+            model=self._model,
         )
         return BackendStatus(workers=(worker,))
 
@@ -92,22 +166,47 @@ class EngineBackend:
         """Ends the engine; answers in progress end with an error."""
         await self._async_engine.aclose()
 
-    def _prompt_ids(self, request: ChatRequest) -> list[int]:
-        engine, room = self._engine, self._engine.model.max_context
-        ids = engine.chat_ids(request.messages) if request.prompt is None else engine.prompt_ids(request.prompt)
-        if len(ids) >= room:
+    def _prompt_ids(self, request: ChatRequest) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of them were added before a text."""
+        tokenizer, size, room = self._tokenizer, self._tokenizer.vocab_size, self._engine.model.max_context
+        if isinstance(request.prompt, str):
+            ids = [tokenizer.bos_id, *tokenizer.encode(request.prompt)]
+        else:
+            ids = self._chat_ids(request.messages) if request.prompt is None else list(request.prompt)
+        named = {"prompt": request.prompt, "stop_token_ids": request.params.stop_token_ids}
+        for name, some in {**named, "logit_bias": request.params.logit_bias}.items():
+            unknown = [] if some is None or isinstance(some, str) else [i for i in some if i >= size]
+            if unknown:
+                raise InvalidRequestError(name, f"token id {unknown[0]} is outside the vocabulary of {size}")
+        computed = request.params.max_tokens > 0 or request.params.prompt_logprobs is not None
+        if computed and len(ids) > room - (request.params.max_tokens > 0):
             raise ContextLengthError(len(ids), room)
+        return ids, int(isinstance(request.prompt, str))
+
+    def _chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A conversation's, up to where the assistant speaks or has begun to."""
+        if messages[-1]["role"] != "assistant":
+            return self._engine.chat_ids(messages)
+        ids, content = self._engine.chat_ids(messages[:-1]), messages[-1]["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = part["type"].replace("python_", "")
+            markers = (
+                []
+                if kind == "text"
+                else [self._tokenizer.special_id(f"<|{kind}_{side}|>") for side in ("start", "end")]
+            )
+            ids += [*markers[:1], *self._tokenizer.encode(part["text"]), *markers[1:]]
         return ids
 
+    def _prompt(self, ids: list[int], scores: Sequence[Logprobs]) -> Prompt:
+        """With the log probabilities of all but the first, if there are any."""
+        tokens = [Token(token_id, self._bytes(token_id)) for token_id in ids[: 1 if scores else None]]
+        text = b"".join(map(self._bytes, ids)).decode(errors="replace")
+        return Prompt(text, (*tokens, *map(self._token, scores)))
 
-def _as_event(part: str | nanochat_engine.ToolCall | Completion) -> ChatEvent:
-    if isinstance(part, str):
-        return TextDelta(part)
-    if isinstance(part, nanochat_engine.ToolCall):
-        return ToolCall(expression=part.expression, output=part.output or "")
-    return Finished(
-        reason=part.finish_reason,
-        prompt_tokens=part.num_prompt_tokens,
-        completion_tokens=len(part.token_ids),
-        cached_tokens=part.num_cached_tokens,
-    )
+    def _token(self, own: Logprobs) -> Token:
+        top = tuple(Token(token_id, self._bytes(token_id), value) for token_id, value in own.top.items())
+        return Token(own.token_id, self._bytes(own.token_id), own.logprob, top)
+
+    def _bytes(self, token_id: int) -> bytes:
+        return bytes(self._tokenizer.decode_bytes([token_id]))

@@ -151,7 +151,6 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
             problems_at_once=8 * settings.batch_size,
             log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),
             world=world,
-            device=where,
             on_progress=progress_line(task_name, world),
         )
         results.append(result)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nanochat_apps import cli, device, distributed, paths
+from nanochat_apps.run_settings import RunSettings
 
 if TYPE_CHECKING:
     import torch
     from nanochat_data import Task
-    from nanochat_model import GPT
-    from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Batch, MuonAdamW, World
-
-    from nanochat_apps.training_run import Findings
+    from nanochat_train import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class Settings(RunSettings):
     """A fine-tuning run. What is not given is taken from the base run."""
 
     mixture: Annotated[str, tyro.conf.arg(aliases=["-x"])]
@@ -35,8 +30,6 @@ class Settings:
     """Step of the base model; default: the last."""
     num_iterations: int | None = None
     """Optimizer steps; default: one epoch."""
-    device_batch_size: int | None = None
-    """Rows of a micro-batch; default: the base run's."""
     total_batch_size: int | None = None
     """Tokens of an optimizer step; default: the base run's."""
     init_lr_frac: float = 0.8
@@ -46,20 +39,15 @@ class Settings:
     warm_optimizer: bool = True
     """Start with the base run's optimizer state."""
     eval_every: int = 200
-    """Steps between evaluations on the conversations held out for validation."""
-    save_every: int | None = None
-    keep: int | None = None
-    resume_from_step: int | None = None
-    """Go on from this checkpoint of the same tag; 0 takes the last."""
-    device_type: device.DeviceType = "auto"
-    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step; auto: for long runs, where there is a C++ compiler."""
-    run: str | None = None
-    """Also log to wandb under this name (extra wandb of nanochat-train)."""
-    tensorboard: bool = False
-    """Also write TensorBoard files beside the checkpoints (extra tensorboard of nanochat-train)."""
-    seed: int = 42
+    """Steps between evaluations on the conversations held out for validation, from step 0 on; 0 or -1: never."""
+    test_splits: bool = False
+    """Also evaluate bits per byte on the test splits of the mixture's published sets."""
+    chatcore_every: int = 0
+    """Steps between evaluations of --chatcore-tasks; 0 or -1: never."""
+    chatcore_tasks: str = "arc-easy|arc-challenge|mmlu|gsm8k|humaneval"
+    """All of the ChatCORE metric, or some of them."""
+    chatcore_max_problems: int = 100
+    """Problems of each task."""
 
 
 def train(settings: Settings) -> int:
@@ -77,34 +65,30 @@ def fine_tune(settings: Settings, task: Task) -> bool:
 
 
 def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
-    import torch
     from nanochat_data import ConversationLoader, Prefetcher, split_held_out
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
-    from nanochat_train import FineTuning, LossScale, TrainingLoop, load_meta, verify_checkpoint
+    from nanochat_train import FineTuning, Run, Trainer, load_meta, load_training_state, state, verify_checkpoint
 
-    from nanochat_apps.training_run import (
-        Evaluation,
-        TrainingRun,
-        chosen_sinks,
-        maybe_compiled,
-        resume,
-        settings_as_json,
-    )
+    from nanochat_apps import chat_measures, training, training_model
 
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
+    folder = training.open_folder(settings, "sft", base.parent.name)
+    if training.is_finished(folder, settings, world):
+        return True
     verify_checkpoint(base)
     base_meta = load_meta(base)
-    dtype = device.choose_dtype(where, settings.dtype)
     tokenizer = Tokenizer.load(base / "tokenizer")
-    model = load_model(base, device=where, dtype=dtype)
-    T = model.config.sequence_len
-    total: int = settings.total_batch_size or base_meta["total_batch_size"]
-    rows: int = min(settings.device_batch_size or base_meta["device_batch_size"], max(1, total // (T * world.size)))
+    model = load_model(base, device=where, dtype=training_model.compute_dtype(where, settings.dtype))
+    T, total = model.config.sequence_len, settings.total_batch_size or base_meta["total_batch_size"]
+    total_rows = max(1, total // (T * world.size))
+    trained = training_model.trained(model, settings, num_steps=settings.num_iterations or 10**6)
+    sizes = {"length": T, "total": total_rows, "default": base_meta["device_batch_size"]}
+    rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
     train_task, val_task = split_held_out(task)
-    render = partial(render_conversation, tokenizer, max_tokens=None)
     make_loader = partial(
         ConversationLoader,
+        render=partial(render_conversation, tokenizer, max_tokens=None),
         pad_id=tokenizer.bos_id,
         batch_size=rows,
         sequence_len=T,
@@ -114,93 +98,45 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     if world.is_main:
         counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
         print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
-
+    optimizer = training.make_optimizer(model, training.saved_rates(base_meta["settings"]), world)
+    if settings.warm_optimizer and folder.resumed is None and (base / "training").is_dir():
+        state.restore_optimizer(optimizer, load_training_state(base))
     endless = settings.num_iterations is not None
-    loader = make_loader(train_task, render, seed=settings.seed, num_epochs=None if endless else 1)
-    validation = make_validation(lambda: make_loader(val_task, render, num_epochs=1), model, tokenizer, world)
-    meta = {
-        "settings": settings_as_json(settings),
-        "base": base.name,
-        "data_fingerprints": {"conversations": task.fingerprint},
-    }
+    loader = make_loader(train_task, seed=settings.seed, num_epochs=None if endless else 1)
     with Prefetcher(loader) as prefetched:
-        loop = TrainingLoop(
-            maybe_compiled(model, mode=settings.compile, num_steps=settings.num_iterations or 10**6),
-            base_optimizer(model, base, base_meta, world, warm=settings.warm_optimizer),
-            prefetched,
-            FineTuning(
-                progress=lambda: prefetched.progress,
-                num_iterations=settings.num_iterations,
-                lr_scale=settings.init_lr_frac,
-                warmdown_ratio=settings.warmdown_ratio,
-                final_fraction=settings.final_lr_frac,
-            ),
-            device=where,
-            grad_accum_steps=max(1, total // (rows * T * world.size)),
-            world=world,
-            loss_scale=LossScale() if dtype == torch.float16 else None,
-        )
-        root = paths.checkpoints_root("sft") / base.parent.name
-        if settings.resume_from_step is not None:
-            resume(loop, model, tokenizer, root=root, step=settings.resume_from_step, meta=meta)
-        run = TrainingRun(
-            loop=loop,
-            model=model,
-            tokenizer=tokenizer,
-            root=root,
-            stage="sft",
-            meta=meta,
-            total_steps=settings.num_iterations,
-            device=where,
-            evaluations=[Evaluation(settings.eval_every, validation)] if len(val_task) else [],
-            save_every=settings.save_every,
-            keep_last=settings.keep,
-            more_sinks=lambda: chosen_sinks(root, settings, resume_step=loop.step),
+        schedule = FineTuning(
             progress=lambda: prefetched.progress,
-            epoch=(lambda: prefetched.epoch) if endless else None,
+            num_iterations=settings.num_iterations,
+            lr_scale=settings.init_lr_frac,
+            warmdown_ratio=settings.warmdown_ratio,
+            final_fraction=settings.final_lr_frac,
         )
-        finished = run.run()
+        trainer = Trainer(
+            trained,
+            optimizer,
+            prefetched,
+            schedule,
+            device=where,
+            grad_accum_steps=max(1, total_rows // rows),
+            clip_norm=settings.grad_clip,
+            world=world,
+        )
+        batches = partial(make_loader, num_epochs=1)
+        evals = chat_measures.evaluations(settings, model, tokenizer, val_task, batches, world)
+        epoch = (lambda: prefetched.epoch) if endless else None
+        run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress, epoch=epoch)
+        meta = {
+            "base": base.name,
+            "total_batch_size": total,
+            "device_batch_size": rows,
+            "data_fingerprints": {"conversations": task.fingerprint},
+        }
+        finished = training.fit(
+            trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta
+        )
     if loader.num_cut and world.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
-
-
-def make_validation(
-    batches: Callable[[], Iterable[Batch]], model: GPT, tokenizer: Tokenizer, world: World
-) -> Callable[[], Findings]:
-    """Bits per byte of what the assistant says in conversations held out."""
-    import torch
-    from nanochat_train import bits_per_byte
-
-    from nanochat_apps.training_run import Findings
-
-    lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-
-    def validation() -> Findings:
-        bpb = bits_per_byte(model, batches(), lengths, device=model.device, world=world).bpb
-        return Findings({"val_bpb": bpb}, [f"val bpb {bpb:.4f}"])
-
-    return validation
-
-
-def base_optimizer(model: GPT, base: Path, base_meta: dict[str, Any], world: World, *, warm: bool) -> MuonAdamW:
-    """With the base run's rates, not scaled by the batch, and if `warm` with its moments."""
-    from nanochat_train import Rates, load_training_state, param_groups, state
-
-    from nanochat_apps.training_run import make_optimizer
-
-    flags = base_meta["settings"]
-    rates = Rates(
-        unembedding=flags["unembedding_lr"],
-        embedding=flags["embedding_lr"],
-        matrix=flags["matrix_lr"],
-        scalar=flags["scalar_lr"],
-    )
-    groups = param_groups(model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=1.0, weight_decay=0.0)
-    optimizer = make_optimizer(groups, world, compute_dtype=model.compute_dtype)
-    if warm and (base / "training").is_dir():
-        state.restore_optimizer(optimizer, load_training_state(base))
-    return optimizer
 
 
 def main() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -30,7 +31,8 @@ from nanochat_apps.generation import Sampling, choose_sampling
 
 if TYPE_CHECKING:
     import torch
-    from nanochat_serve import ServerSettings, WorkerPool
+    from aiohttp import web
+    from nanochat_serve import WorkerPool
 
 DEFAULTS = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 
@@ -46,11 +48,11 @@ class Settings:
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
     """Directory of a bundle or a checkpoint, wherever it is; instead of source, tag and step."""
     temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
-    """0 always takes the likeliest token. Default: the bundle's, else 0.8."""
+    """0 is greedy. Default: the bundle's, else 0.8."""
     top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    """Most probable tokens to sample from; 0: all. Default: the bundle's, else 50."""
     max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
-    """Tokens of an answer at most. Default: the bundle's, else 512."""
+    """Maximum new tokens. Default: the bundle's, else 512."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -68,13 +70,13 @@ class Settings:
     compile: bool = True
     """Compile the model's step beside the first answers, where there is a C++ compiler; on CUDA, capture it before."""
     max_rows: int = 32
-    """Answers that one replica writes at a time; more wait."""
+    """Max concurrent sequences of one replica; more wait."""
     prefix_rows: int | None = None
     """Rows beside these that keep cached prefixes of earlier prompts; 0 keeps none. Default: as many."""
     kv_budget_mib: int | None = None
-    """Memory that the keys and values of one replica's rows may take; fewer rows fit then."""
+    """Memory that the keys and values of one replica's rows may take; fewer rows fit then. Default: half of what is free."""
     prefill_tokens: int = 256
-    """Prompt tokens computed in a step, beside one token of each answer."""
+    """Prefill tokens per step, beside one token of each answer."""
     max_requests: int = 64
     """Answers running or waiting at a time, a replica; one more gets status 429."""
     max_requests_per_client: int = 32
@@ -85,18 +87,34 @@ class Settings:
     """Seconds that an answer may take in all."""
     drain_s: float = 30.0
     """Seconds that answers in progress get after the server was told to stop."""
+    max_connections: int = 4096
+    """Open connections; fewer where the system does not let the process have as many files."""
     api_key_file: Path | None = None
-    """File with a key that requests must carry as `Authorization: Bearer <key>`."""
-    cors_origin: tuple[str, ...] = ()
+    """File of keys, one per line, of which requests must carry one as `Authorization: Bearer <key>`; SIGHUP reads it again."""
+    certfile: Path | None = None
+    """TLS: certificate chain in PEM."""
+    keyfile: Path | None = None
+    """TLS: its private key, if that is not in the same file."""
+    unix_socket: Path | None = None
+    """Listen on this socket instead of host and port."""
+    root_path: str = ""
+    """Path that the server begins with, such as `/nanochat`, behind a proxy that passes the whole path on."""
+    cors_origins: tuple[str, ...] = ()
     """Origins of other pages that may use the server, such as `https://app.example`."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names beside localhost by which requests on this machine may call the server, such as a proxy's."""
     behind_proxy: bool = False
     """Whether a proxy in front says in `X-Forwarded-For` who the client is."""
+    prefix_sharing: Literal["client", "all", "none"] = "client"
+    """Who shares cached prefixes: one API key or address, all clients (who can then find out what others ask), or none."""
+    access_log: bool = False
+    """Log a line for each request: id, address, route, status, time; nothing of its content."""
     log_conversations: bool = False
     """Write what is asked and answered to the log."""
 
     def __post_init__(self) -> None:
         counts = {"num_gpus": (1, 1024), "top_k": (0, 200), "max_tokens": (1, 4096), "port": (0, 65535)}
-        rows = dict.fromkeys(("max_rows", "max_requests", "max_requests_per_client"), (1, 100_000))
+        rows = dict.fromkeys(("max_rows", "max_requests", "max_requests_per_client", "max_connections"), (1, 100_000))
         cache = {"prefix_rows": (0, 100_000), "kv_budget_mib": (1, 1 << 30), "prefill_tokens": (1, 1 << 20)}
         seconds = {"queue_timeout_s": (0.1, 86_400), "request_timeout_s": (0.1, 86_400), "drain_s": (0, 86_400)}
         for field, (low, high) in {**counts, **rows, **cache, **seconds, "temperature": (0, 2)}.items():
@@ -104,8 +122,12 @@ class Settings:
             if value is not None and not low <= value <= high:
                 flag = field.replace("_", "-")
                 raise ValueError(f"--{flag} {value} must be between {low} and {high}")
-        if any("://" not in origin and origin != "*" for origin in self.cors_origin):
-            raise ValueError(f"--cors-origin {' '.join(self.cors_origin)}: an origin looks like https://app.example")
+        if any("://" not in origin and origin != "*" for origin in self.cors_origins):
+            raise ValueError(f"--cors-origins {' '.join(self.cors_origins)}: an origin looks like https://app.example")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ValueError(f"--root-path {self.root_path}: begin it with a slash and end it without, as /nanochat")
+        if self.keyfile is not None and self.certfile is None:
+            raise ValueError("--keyfile needs --certfile")
 
 
 def serve(settings: Settings) -> int:
@@ -116,15 +138,15 @@ def serve(settings: Settings) -> int:
     """
     checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
-    api_key = read_api_key(settings.api_key_file)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    allow_many_connections()
-    with open_socket(settings.host, settings.port) as listener:
-        from nanochat_serve import ServerSettings, WorkerPool
+    from nanochat_serve import ServerSettings, WorkerPool, create_app, log_to_stderr
 
+    api_keys, tls = read_api_keys(settings.api_key_file), read_certificate(settings.certfile, settings.keyfile)
+    log_to_stderr()
+    allow_many_connections()
+    with open_socket(settings) as listener:
         devices = choose_devices(settings.device_type, settings.num_gpus)
         dtype = choose_decode_dtype(devices[0], settings.dtype)
-        announce(settings, listener, checkpoint, devices, dtype, has_key=api_key is not None)
+        announce(settings, listener, checkpoint, devices, dtype, has_key=bool(api_keys))
         pool = WorkerPool(
             "nanochat_apps.chat_backend:create_worker",
             [str(device) for device in devices],
@@ -148,44 +170,69 @@ def serve(settings: Settings) -> int:
             max_requests_per_client=settings.max_requests_per_client,
             queue_timeout_s=settings.queue_timeout_s,
             request_timeout_s=settings.request_timeout_s,
-            api_key=api_key,
-            cors_origins=settings.cors_origin,
+            max_connections=settings.max_connections,
+            api_keys=api_keys,
+            cors_origins=settings.cors_origins,
+            allowed_hosts=settings.allowed_hosts,
             behind_proxy=settings.behind_proxy,
+            prefix_sharing=settings.prefix_sharing,
+            root_path=settings.root_path,
+            access_log=settings.access_log,
             log_conversations=settings.log_conversations,
             model_name=paths.model_name(checkpoint),
         )
-        asyncio.run(run_server(pool, server_settings, listener, settings.drain_s))
+        asyncio.run(run_server(create_app(pool, server_settings), pool, listener, settings, tls))
     return 0
 
 
-async def run_server(pool: WorkerPool, settings: ServerSettings, listener: socket.socket, drain_s: float) -> None:
+async def run_server(
+    app: web.Application, pool: WorkerPool, listener: socket.socket, settings: Settings, tls: ssl.SSLContext | None
+) -> None:
     """Opens the server on a bound socket, loads the model, and serves until a signal. Raises what loading raises."""
-    from nanochat_serve import create_app, running
+    from nanochat_serve import running
 
     stop = asyncio.create_task(stop_signal())
-    async with running(create_app(pool, settings), listener, drain_s=drain_s):
+    with suppress(NotImplementedError, AttributeError):  # Windows has no SIGHUP
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_keys, app, settings.api_key_file)
+    async with running(app, listener, drain_s=settings.drain_s, tls=tls):
         loading = asyncio.create_task(pool.start())
         await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             gc.collect()
             gc.freeze()  # all that was imported: looking through it for garbage would hold every answer up
-            print("ready; Ctrl-C stops it", flush=True)
+            say("ready; Ctrl-C stops it")
         await stop
-        print("stopping", flush=True)
+        say("stopping")
+
+
+def reload_keys(app: web.Application, path: Path | None) -> None:
+    """Reads the keys again; a file that cannot be read leaves those that there are."""
+    from nanochat_serve import replace_api_keys
+
+    try:
+        replace_api_keys(app, read_api_keys(path))
+    except cli.UsageError as error:
+        logging.getLogger(__name__).error("the keys stay as they are: %s", error)
+
+
+def say(line: str) -> None:
+    """Prints a line, if that can be done: a full disk or a closed pipe is no reason to end."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 async def stop_signal() -> None:
     """Returns at SIGINT or SIGTERM; a second one then does what it always does."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt
+    with suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt
         for number in numbers:
             loop.add_signal_handler(number, stopped.set)
     try:
         await stopped.wait()
     finally:
-        with contextlib.suppress(NotImplementedError):
+        with suppress(NotImplementedError):
             for number in numbers:
                 loop.remove_signal_handler(number)
 
@@ -196,32 +243,59 @@ def allow_many_connections() -> None:
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
+        with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def open_socket(host: str, port: int) -> socket.socket:
+def open_socket(settings: Settings) -> socket.socket:
     """A listening socket. Raises `UsageError` naming the flag if the port is taken or the address can't be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    host, port, path = settings.host, settings.port, settings.unix_socket
     try:
-        return socket.create_server((host, port), family=family)
+        if path is not None:
+            return _open_unix_socket(path)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
+        flags = f"--unix-socket {path}" if path is not None else f"--host {host} --port {port}"
         if error.errno == errno.EADDRINUSE:
-            raise cli.UsageError(f"--port {port}: another program listens there; choose another one") from None
-        raise cli.UsageError(f"--host {host} --port {port}: {error.strerror or error}") from None
+            flags = flags if path is not None else f"--port {port}"
+            raise cli.UsageError(f"{flags}: already in use; choose another one") from None
+        raise cli.UsageError(f"{flags}: {error.strerror or error}") from None
 
 
-def read_api_key(path: Path | None) -> str | None:
-    """The key in a file, without the white space around it. Raises `UsageError` if there is none."""
+def _open_unix_socket(path: Path) -> socket.socket:
+    """Takes the place of a socket that nobody listens on any more."""
+    listener = socket.socket(socket.AF_UNIX)
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                path.unlink()
+    listener.bind(str(path))
+    return listener
+
+
+def read_api_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys in a file, one per line, without the white space around them. Raises `UsageError` if there is none."""
     if path is None:
-        return None
+        return ()
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        keys = tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
         raise cli.UsageError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not key:
+    if not keys:
         raise cli.UsageError(f"--api-key-file {path}: the file is empty; put a key into it")
-    return key
+    return keys
+
+
+def read_certificate(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
+    """What TLS needs. Raises `UsageError` naming the files if they cannot be used."""
+    if certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except OSError as error:  # ssl.SSLError is one
+        raise cli.UsageError(f"--certfile {certfile}: {error.strerror or error}") from None
+    return context
 
 
 def choose_devices(device_type: DeviceType, num_gpus: int) -> list[torch.device]:
@@ -249,22 +323,21 @@ def announce(
     """Says which model is served, where to find it, and who else can."""
     import torch
 
-    port = listener.getsockname()[1]
-    everywhere = settings.host in ("0.0.0.0", "::", "")
+    unix, name = settings.unix_socket, listener.getsockname()
+    everywhere = unix is None and settings.host in ("0.0.0.0", "::", "")
     host = "127.0.0.1" if everywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
+    port, scheme = name[1] if unix is None else None, "http" if settings.certfile is None else "https"
+    url = f"{scheme}://{host}:{port}{settings.root_path}" if unix is None else f"unix:{unix}"
     if settings.dtype is None and dtype == torch.float32:
-        print("computing in float32: bfloat16 is slower here")
+        say("computing in float32: bfloat16 is slower here")
     if settings.compile and not has_compiler():
-        print("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
+        say("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
     where = ", ".join(map(str, devices))
-    print(
-        f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open http://{host}:{port}", flush=True
-    )
+    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open {url}")
     if everywhere and not has_key:
-        print(
-            f"warning: whoever reaches port {port} of this machine can use http://{host}:{port} without a key; "
-            "--host 127.0.0.1 or --api-key-file prevents that",
-            flush=True,
+        say(
+            f"warning: whoever reaches port {port} of this machine can use {url} without a key; "
+            "--host 127.0.0.1 or --api-key-file prevents that"
         )
 
 

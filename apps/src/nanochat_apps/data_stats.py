@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -15,15 +15,13 @@ from nanochat_apps import cli, paths
 if TYPE_CHECKING:
     from nanochat_data import Conversation, Statistics
 
-SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Which data, and the tokenizer that counts."""
 
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
-    """Folder or file of text; its training and validation documents are compared."""
+    """Folder or file of text, read up to its first bad line; its training, validation and test documents are compared."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches."""
     conversations: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"])] = ()
@@ -71,10 +69,20 @@ def show(settings: Settings) -> int:
 
 def _texts(settings: Settings) -> dict[str, Iterable[str | Conversation | ValueError]]:
     from nanochat_data import open_text_source
+    from nanochat_data.documents import files_by_split
 
     if settings.data is None:
         return {}
-    return {s: open_text_source(settings.data, split=s, split_on=settings.split_on).documents() for s in SPLITS}
+    splits = [split for split, files in files_by_split(settings.data).items() if files or split != "test"]
+    sources = {split: open_text_source(settings.data, split=split, split_on=settings.split_on) for split in splits}
+    return {split: _up_to_a_fault(source.documents()) for split, source in sources.items()}
+
+
+def _up_to_a_fault(documents: Iterable[str]) -> Iterator[str | ValueError]:
+    try:
+        yield from documents
+    except ValueError as error:
+        yield error
 
 
 def _conversations(settings: Settings) -> dict[str, Iterable[str | Conversation | ValueError]]:

@@ -36,7 +36,8 @@ def joined(device_type: devices.DeviceType) -> Iterator[tuple[World, torch.devic
     # would keep the group alive after `destroy_process_group`, and its threads with it: one that releases a tensor while
     # the interpreter finalizes asks for the GIL, is unwound through noexcept frames, and the process aborts.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Numbers of the host are summed on the host, which waits for no device.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World.current(), device
     finally:

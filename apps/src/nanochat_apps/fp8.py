@@ -53,13 +53,15 @@ def use_fp8(model: GPT, *, emulate: bool = False) -> None:
 @contextmanager
 def in_bfloat16(model: GPT) -> Iterator[None]:
     """The model with its plain linear maps, on the same weights, for evaluation and samples."""
-    from nanochat_model.gpt import Linear
+    import torch
+    from nanochat_model.block import Linear
 
     swapped = []
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Float8Linear":
             parent = model.get_submodule(name.rpartition(".")[0])
-            plain = Linear(module.in_features, module.out_features)
+            with torch.device("meta"):  # nothing to initialise: the weight is there
+                plain = Linear(module.in_features, module.out_features)
             plain.weight = module.weight
             setattr(parent, name.rpartition(".")[2], plain)
             swapped.append((parent, name.rpartition(".")[2], module))

@@ -185,15 +185,14 @@ def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple
 
 def _bits_per_byte(data: Path, model: GPT, prepared: GPT, tokenizer: Tokenizer | None) -> dict[str, float]:
     """Of the model and of its quantized self on the same text."""
-    from nanochat_data import open_text_source
     from nanochat_train import World
 
     assert tokenizer is not None
-    source, tokens = open_text_source(data, split="val"), BPB_ROWS * model.config.sequence_len
-    found = {}
-    with corpus.measured(source, tokenizer, num_tokens=tokens, world=World(), where=model.device) as shards:
+    world, tokens, found = World(), BPB_ROWS * model.config.sequence_len, {}
+    texts = corpus.open_texts(data, "val", tokenizer, split_on=None, world=world)
+    with corpus.building(None, texts, num_tokens=tokens, world=world):
         for name, measured in (("full", model), ("quantized", prepared)):
-            found[name] = base_measures.text_bpb(measured, tokenizer, shards, rows=8, max_tokens=tokens).bpb
+            found[name] = base_measures.text_bpb(measured, tokenizer, texts, rows=8, max_tokens=tokens).bpb
     return found | {"cost": found["quantized"] - found["full"]}
 
 

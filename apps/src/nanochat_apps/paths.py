@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -63,7 +64,8 @@ def step_dir(source: str, tag: str, step: int) -> Path:
 
 
 def find_checkpoint(source: str, tag: str | None = None, step: int | None = None) -> Path:
-    """The checkpoint directory a person means: by default of the largest tag (d12 before d4), else the newest, its last step.
+    """The checkpoint directory a person means: by default of the largest tag (d12 before d4), else the newest, and of that
+    the last step of its newest run.
 
     Raises `UsageError` saying what was looked for, what is there, and which command makes one.
     """
@@ -80,7 +82,13 @@ def find_checkpoint(source: str, tag: str | None = None, step: int | None = None
     steps = _steps(folder)
     if step is not None and step not in steps:
         raise UsageError(f"no complete step {step} in {folder} (there: {', '.join(map(str, sorted(steps)))})")
-    return steps[max(steps) if step is None else step]
+    return max(steps.items(), key=lambda item: (run_id(item[1]), item[0]))[1] if step is None else steps[step]
+
+
+def run_id(checkpoint: Path) -> str:
+    """Of the run that saved it; later runs sort after earlier ones."""
+    meta = checkpoint / "meta.json"
+    return str(json.loads(meta.read_text(encoding="utf-8")).get("run_id", "")) if meta.is_file() else ""
 
 
 def checkpoint_digest(checkpoint: Path) -> str:

@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nanochat_apps import paths
 from nanochat_apps.cli import UsageError
 
 if TYPE_CHECKING:
-    from nanochat_data import Task
+    from nanochat_data import Conversation, Task
 
 
-def rewarding_task(name: str, split: Literal["train", "test"], *, unsafe_code: bool = False) -> Task:
-    """A task with a grader: by name, or `file.py:NAME`, which is a `Task` or a function that takes the split and makes one.
+def rewarding_task(spec: str, split: Literal["train", "test"], *, unsafe_code: bool = False) -> Task:
+    """A task with a grader, or a mixture `task:times,task:times` of them: by name, a file, or `file.py:NAME`.
 
     Raises `UsageError` where there is no such task, or where nothing can tell its right answers from wrong ones, and
     `SandboxError` where it runs programs that cannot be held back here and `unsafe_code` does not say to run them.
     """
     from nanochat_data import TaskOptions, make_task
 
-    path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        task = _own_task(Path(path), attribute, split)
-    else:
-        task = make_task(name, TaskOptions(split=split, mirror=paths.data_mirror(), unsafe_code=unsafe_code))
-    try:
-        task.reward(task[0], "")
-    except ValueError as error:
-        raise UsageError(f"--task {name} cannot be trained on: {error}") from None
-    return task
+    options = TaskOptions(split=split, mirror=paths.data_mirror(), unsafe_code=unsafe_code)
+    tasks: list[Task] = []
+    for entry in filter(None, (entry.strip() for entry in spec.split(","))):
+        match = re.fullmatch(r"(.+?)(?::(\d+))?", entry)
+        assert match is not None
+        path, colon, attribute = match[1].rpartition(":")
+        own = colon and path.endswith(".py")
+        task = _own_task(Path(path), attribute, split) if own else make_task(match[1], options)
+        try:
+            task.reward(task[0], "")
+        except ValueError as error:
+            raise UsageError(f"--task {match[1]} cannot be trained on: {error}") from None
+        tasks += [task] * (int(match[2] or 1) if split == "train" else 1)
+    if not tasks:
+        raise UsageError("--task is empty; give a task such as gsm8k")
+    return tasks[0] if len(tasks) == 1 else graded_mixture(tasks)
+
+
+def graded_mixture(tasks: Sequence[Task]) -> Task:
+    """Tasks mixed as for fine-tuning; each conversation is graded by the task that it is of."""
+    from nanochat_data import TaskMixture
+
+    class GradedMixture(TaskMixture):
+        def conversation(self, index: int) -> Conversation:
+            task, inner = self._pairs[index]
+            return cast("Conversation", {**task.conversation(inner), "graded_by": self.tasks.index(task)})
+
+        def evaluate(self, conversation: Conversation, completion: str) -> bool:
+            return self._grader(conversation).evaluate(conversation, completion)
+
+        def reward(self, conversation: Conversation, completion: str) -> float:
+            return self._grader(conversation).reward(conversation, completion)
+
+        def _grader(self, conversation: Any) -> Task:
+            task: Task = self.tasks[conversation["graded_by"]]
+            return task
+
+    return GradedMixture(tasks)
 
 
 def _own_task(path: Path, attribute: str, split: str) -> Task:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from nanochat_model import GPT, GPTConfig, save_model
 from nanochat_tokenizer.testing import byte_tokenizer
-from nanochat_train import save_checkpoint
+from nanochat_train import save_checkpoint, step_directory
 
 
 def save_tiny_checkpoint(tag_folder: Path, *, step: int = 1, sequence_len: int = 128, seed: int = 0) -> Path:
-    """Saves a byte-level GPT of two narrow layers under `tag_folder` and returns its step directory.
+    """Saves a byte-level GPT of two narrow layers under `tag_folder`, in place of what is there; returns its step directory.
 
     Its answers are noise, the same noise for equal seeds.
     """
+    shutil.rmtree(step_directory(tag_folder, step), ignore_errors=True)
     tokenizer = byte_tokenizer()
     config = GPTConfig(
         sequence_len=sequence_len,

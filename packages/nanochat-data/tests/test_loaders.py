@@ -18,7 +18,7 @@ from nanochat_data import (
     PretrainLoader,
     TaskMixture,
     documents,
-    loader,
+    pretrain,
     split_held_out,
     validation_batches,
 )
@@ -36,7 +36,7 @@ def small_scale():
     """So that a small text has several units and buffers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "UNIT_BYTES", 600)
-        patch.setattr(loader, "BUFFER_TOKENS", 500)
+        patch.setattr(pretrain, "BUFFER_TOKENS", 500)
         yield
 
 
@@ -100,7 +100,7 @@ def test_every_row_starts_with_bos_and_targets_are_the_next_inputs(shards):
 def test_documents_that_leave_half_a_row_are_cut_to_fill_it(tmp_path, monkeypatch):
     """54 of 100 positions were tokens before."""
     monkeypatch.setattr(documents, "UNIT_BYTES", 1 << 24)
-    monkeypatch.setattr(loader, "BUFFER_TOKENS", 1 << 20)
+    monkeypatch.setattr(pretrain, "BUFFER_TOKENS", 1 << 20)
     write_jsonl(tmp_path / "a.jsonl", ["x" * 550] * 1000)
     batches = list(pretrain_loader(byte_shards(tmp_path), sequence_len=1024, num_epochs=1, batch_size=8))
     assert sum(batch.num_tokens for batch in batches[:-1]) / (8 * 1024 * (len(batches) - 1)) > 0.98
@@ -130,6 +130,7 @@ def test_a_limit_of_rows_is_a_fair_sample_of_the_split(tmp_path, monkeypatch):
     for number, (letter, length) in enumerate([("a", 5), ("b", 40), ("c", 170)]):
         write_jsonl(tmp_path / f"{number}.jsonl", [letter * length] * (60_000 // length))
     monkeypatch.setattr(documents, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(pretrain, "BUFFER_TOKENS", 1 << 20)
     shards = byte_shards(tmp_path, split="train")
     counts = Counter()
     for batch in validation_batches(shards, batch_size=4, sequence_len=64, max_rows=300):
@@ -186,6 +187,7 @@ def test_epochs_are_counted_and_each_has_an_order_of_its_own(shards):
         epochs.setdefault(loader.epoch, []).append(next(loader).inputs.tolist())
     assert len(epochs[0]) == pytest.approx(len(epochs[1]), rel=0.1)
     assert epochs[0] != epochs[1]
+    assert loader.unit_order(0) != loader.unit_order(1)
 
 
 def test_a_prefetcher_gives_the_same_batches_and_states(shards):

@@ -77,6 +77,7 @@ def test_escapes_fail_for_their_reason(tmp_path, monkeypatch):
     before = target.stat()
     assert len(table("escapes")) >= 100
     assert not faults(escapes(target), AMPLE)
+    assert sandbox.run_tests("def twice(x): return 2 * x", TESTS, AMPLE).passed, "an ordinary solution is not held back"
     assert target.read_text() == "kept"
     assert unchanged(target, before)
     assert not list(tmp_path.glob("escape*"))

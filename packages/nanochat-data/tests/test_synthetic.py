@@ -98,6 +98,14 @@ def test_choices_are_four_different_ones_in_the_documented_form():
             assert answer in "ABCD"
 
 
+def test_generated_tasks_are_told_apart_without_generating_all():
+    task = {"size": 10**12, "split": "train", "seed": 1}
+    same = TinyWorldTask(**task).fingerprint
+    assert TinyWorldTask(**task).fingerprint == same
+    for change in ({"size": 10**12 - 1}, {"split": "test"}, {"seed": 2}, {"skill": "letters"}):
+        assert TinyWorldTask(**(task | change)).fingerprint != same
+
+
 def test_a_task_has_a_length_and_grades():
     task = TinyWorldTask(size=3, split="test", skill="arithmetic")
     assert len(list(task)) == 3

@@ -174,7 +174,7 @@ def test_files_are_hashed_once(text, monkeypatch):
 
 
 def test_two_ranks_share_the_work_and_each_waits_for_the_other(text):
-    order = PretrainLoader(opened(text), batch_size=1, sequence_len=8).unit_order()
+    order = [unit for _, unit in PretrainLoader(opened(text), batch_size=1, sequence_len=8).unit_order()]
     ranks = [opened(text) for _ in range(2)]
     for rank, shards in enumerate(ranks):
         jobs = [(shards, unit) for unit in order]
@@ -189,11 +189,15 @@ def test_two_ranks_share_the_work_and_each_waits_for_the_other(text):
 def test_processes_build_while_the_loader_reads(text):
     shards = opened(text)
     loader = PretrainLoader(shards, batch_size=2, sequence_len=16, num_epochs=1)
-    with ShardBuilder([(shards, unit) for unit in loader.unit_order()], num_workers=2):
-        batches = [batch.inputs.tolist() for batch in loader]
-    alone = PretrainLoader(opened(text).build(), batch_size=2, sequence_len=16, num_epochs=1)
-    assert batches == [batch.inputs.tolist() for batch in alone]
+    with ShardBuilder(loader.unit_order(), num_workers=2):
+        batches = [batch.targets.tolist() for batch in loader]
     assert not multiprocessing.active_children()
+    alone = PretrainLoader(opened(text).build(), batch_size=2, sequence_len=16, num_epochs=1)
+    assert batches == [batch.targets.tolist() for batch in alone]
+    found = Counter(np.ravel(batches).tolist())
+    assert {token: found[token] for token in found if token not in (-1, ByteEncoder.bos_id)} == Counter(
+        b"".join([*(t.encode() for t in TEXTS), b"# one\n" * 300])
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,28 @@ def test_a_builder_that_dies_is_one_line_for_who_waits(text, dying, how, said):
     ):
         documents_in(shards)
     assert not multiprocessing.active_children()
+
+
+def test_text_that_changes_while_it_is_tokenized_is_refused(text):
+    shards = opened(text).build([0])
+    path = text / "b.jsonl"
+    path.write_text(path.read_text().replace("99 ", "98 ", 1))
+    with pytest.raises(ValueError, match=r"b.jsonl was changed while it was tokenized; start again"):
+        shards.build()
+    [b] = [index for index, file in enumerate(shards.source.files) if file == path]
+    of_b = [unit for unit, spans in enumerate(shards.units) if any(span.file == b for span in spans)]
+    assert set(of_b) <= set(shards.missing)
+    assert not list(shards.folder.glob(f"{of_b[0]:06d}-*")), "nothing of it is kept"
+
+
+def test_a_builder_that_failed_stops_who_reads_what_is_there(text):
+    def failed():
+        raise ValueError("no space left")
+
+    shards = opened(text).build()
+    shards.watch = failed
+    with pytest.raises(ValueError, match="no space left"):
+        shards.open(0, 0)
 
 
 def test_a_shard_that_never_comes_is_named(text):

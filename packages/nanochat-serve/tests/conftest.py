@@ -68,7 +68,7 @@ class Served:
 
     def post(self, path: str, data: bytes) -> tuple[int, bytes]:
         async def send() -> tuple[int, bytes]:
-            response = await self.client.post(path, data=data)
+            response = await self.client.post(path, data=data, headers={"Content-Type": "application/json"})
             return response.status, await response.read()
 
         return self.run(send())

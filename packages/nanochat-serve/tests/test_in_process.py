@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import pytest
-from nanochat_serve import ChatRequest, ContextLengthError, Finished, TextDelta, ThreadedBackend
+from nanochat_serve import ChatRequest, ContextLengthError, Finished, SamplingParams, TextDelta, ThreadedBackend
 from nanochat_serve.in_process import MAX_EVENTS_AHEAD
 from nanochat_serve.testing import check_chat_backend
 
-REQUEST = ChatRequest(messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8)
+REQUEST = ChatRequest(messages=({"role": "user", "content": "Hi"},), params=SamplingParams(max_tokens=8))
 DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=3)
 
 
@@ -43,6 +44,26 @@ def test_it_passes_the_conformance_check_and_keeps_the_order(num_workers):
         return events
 
     assert asyncio.run(session()) == [TextDelta("one "), TextDelta("two "), TextDelta("three"), DONE]
+
+
+def test_each_sample_is_a_call_with_a_seed_of_its_own():
+    asked = []
+
+    def answer(request, cancelled):
+        asked.append(request.params)
+        yield TextDelta("x")
+        yield DONE
+
+    async def session():
+        backend = ThreadedBackend(answer)
+        request = replace(REQUEST, params=SamplingParams(n=2, seed=5))
+        events = [event async for event in backend.stream(request)]
+        await backend.aclose()
+        return events
+
+    assert [event.sample for event in asyncio.run(session())] == [0, 0, 1, 1]
+    assert [params.n for params in asked] == [1, 1]
+    assert asked[0].seed == 5 != asked[1].seed
 
 
 def test_what_the_generator_raises_reaches_the_reader():

@@ -4,13 +4,16 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from nanochat_serve import Finished, ServerSettings, TextDelta, create_app, running
+from nanochat_serve import Finished, ServerSettings, TextDelta, admission, create_app, running, serving
+from nanochat_serve.admission import GATE
+from nanochat_serve.serving import HEADS
 from nanochat_serve.testing import ScriptedBackend
 
 DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
@@ -91,10 +94,10 @@ def test_an_answer_that_does_not_end_is_cut_off():
 
     streamed, whole, three = serve(backend, use, request_timeout_s=2)
     assert (streamed, whole, three) == ((200, "timeout"), (503, "timeout"), (503, "timeout"))
-    assert (backend.num_running, backend.num_cancelled) == (0, 5)
+    assert (backend.num_running, backend.num_cancelled) == (0, 3)
 
 
-def test_one_sample_that_fails_ends_the_others():
+def test_one_prompt_that_fails_ends_the_others():
     class Second(ScriptedBackend):
         async def stream(self, request):
             if len(self.requests) == 1:
@@ -104,7 +107,8 @@ def test_one_sample_that_fails_ends_the_others():
                 yield event
 
     backend = Second([TextDelta("a")] * 1000 + [DONE], pause_s=0.01)
-    assert serve(backend, lambda client: outcome(client, CHATS[1], HI | {"n": 2})) == (500, "backend_error")
+    body = {"prompt": ["a", "b"]}
+    assert serve(backend, lambda client: outcome(client, "/v1/completions", body)) == (500, "backend_error")
     assert backend.num_running == 0
 
 
@@ -138,10 +142,11 @@ def test_a_stream_that_is_idle_gets_heartbeats(held):
 def test_a_body_that_does_not_come_gets_408():
     async def use(client: TestClient) -> bytes:
         reader, writer = await asyncio.open_connection(client.host, client.port)
-        writer.write(b"POST /chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-        head = await reader.readline()
+        head = b"POST /chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: 1000\r\n\r\n{")
+        status = await reader.readline()
         writer.close()
-        return head
+        return status
 
     assert b"408" in serve(ScriptedBackend(), use, body_timeout_s=0.1)
 
@@ -181,7 +186,8 @@ class Running:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._running = running(create_app(backend, ServerSettings(**settings)), self._listener, drain_s=drain_s)
+        self.app = create_app(backend, ServerSettings(**settings))
+        self._running = running(self.app, self._listener, drain_s=drain_s)
 
     async def __aenter__(self) -> "Running":
         await self._running.__aenter__()
@@ -245,3 +251,104 @@ def test_connections_that_send_nothing_are_dropped_and_others_go_on():
             return during[0], after[0], len(ends)
 
     assert asyncio.run(session()) == (200, 200, 200)
+
+
+def test_connections_that_go_quiet_later_are_dropped_too():
+    async def session() -> Any:
+        async with Running(ScriptedBackend(), idle_timeout_s=0.5, head_timeout_s=60) as server:
+            ends = []
+            for rest in (b"", b"GET /health HT"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(rest)
+                ends.append(await asyncio.gather(reader.read(), return_exceptions=True))
+                writer.close()
+            await server.stop()
+            return ends
+
+    assert len(asyncio.run(session())) == 2
+
+
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_client"])
+def test_connections_that_only_wait_give_way_and_the_number_is_bounded(until, held, limit):
+    backend = held()
+
+    async def session() -> Any:
+        async with Running(backend, **{limit: 8}) as server:
+            asked = [asyncio.create_task(outcome(server.client)) for _ in range(3)]
+            await until(lambda: backend.num_running == 3)
+            idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(40)]
+            async with aiohttp.ClientSession(server.url) as other, other.get("/health") as response:
+                health = response.status
+            num_open = len(server.app[HEADS]._silent) + 3
+            backend.open()
+            answers = await asyncio.gather(*asked)
+            for _, writer in idle:
+                writer.close()
+            await server.stop()
+            return health, num_open, [status for status, _ in answers]
+
+    health, num_open, answers = asyncio.run(session())
+    assert (health, answers) == (200, [200] * 3)
+    assert num_open <= 8
+
+
+def test_a_system_without_descriptors_is_tried_again_in_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(serving, "ACCEPT_AGAIN_S", 0.01)
+
+    async def session() -> Any:
+        loop = asyncio.get_running_loop()
+        accept, fails = loop.sock_accept, [OSError(24, "Too many open files")] * 5
+
+        async def accepts(listener: socket.socket) -> Any:
+            if fails:
+                raise fails.pop()
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", accepts)
+        async with Running(ScriptedBackend()) as server:
+            answer = await outcome(server.client)
+            await server.stop()
+            return answer
+
+    assert asyncio.run(session())[0] == 200
+    assert [record.getMessage() for record in caplog.records] == ["connections cannot be accepted: Too many open files"]
+
+
+def test_bodies_wait_for_a_place_before_they_are_read(until):
+    async def use(client: TestClient) -> Any:
+        half = b"POST /chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow = []
+        for _ in range(2):
+            slow.append(await asyncio.open_connection(client.host, client.port))
+            slow[-1][1].write(half + b"Content-Length: 1000000\r\n\r\n{")
+        await until(lambda: len(client.app[GATE]._places) == 2)
+        refused = await outcome(client)
+        for _, writer in slow:
+            writer.close()
+        await until(lambda: not client.app[GATE]._places)
+        large = await client.post(CHATS[0], json=HI | {"x": "y" * 100_000})
+        return refused, (await outcome(client))[0], large.status
+
+    settings = {"max_requests_per_client": 2, "max_body_bytes": 1 << 21}
+    assert serve(ScriptedBackend(), use, **settings) == ((429, "client_busy"), 200, 200)
+
+
+def test_a_large_body_is_parsed_off_the_loop(monkeypatch):
+    threads = []
+    parse = json.loads
+
+    def loads(body: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return parse(body)
+
+    monkeypatch.setattr(admission.json, "loads", loads)
+    bodies = [HI, HI | {"x": "y" * 100_000}]
+
+    async def use(client: TestClient) -> list[bool]:
+        for body in bodies:
+            await client.post(CHATS[0], json=body)
+        return threads
+
+    assert serve(ScriptedBackend(), use) == [True, False]

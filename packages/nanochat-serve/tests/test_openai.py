@@ -37,10 +37,10 @@ def test_a_whole_answer():
     assert status == 200
     assert (answer["object"], answer["model"], answer["usage"]) == ("chat.completion", "nanochat", USAGE)
     (choice,) = answer["choices"]
-    assert choice["message"] == {"role": "assistant", "content": "Zwölf 😀"}
+    assert choice["message"] == {"role": "assistant", "content": "Zwölf 😀", "refusal": None}
     assert choice["finish_reason"] == "length"
     (request,) = backend.requests
-    assert (request.messages[0]["content"], request.max_tokens, request.temperature) == ("Hi", 7, 0.0)
+    assert (request.messages[0]["content"], request.params.max_tokens, request.params.temperature) == ("Hi", 7, 0.0)
 
 
 def test_chunks_share_an_id_and_end_with_done():
@@ -59,30 +59,36 @@ def test_chunks_share_an_id_and_end_with_done():
 REFUSED_CHATS = [
     ([], "body"),
     (ask(tools=[{"type": "function"}]), "tools"),
-    (ask(logprobs=True), "logprobs"),
+    (ask(logprobs=3), "logprobs"),
+    (ask(logprobs=True, top_logprobs=21), "top_logprobs"),
+    (ask(tool_choice="required"), "tool_choice"),
+    (ask(guided_choice=["a"]), "guided_choice"),
+    (ask(audio={"voice": "x"}), "audio"),
     (ask(n=9), "n"),
     (ask(n=0), "n"),
     (ask(stream="yes"), "stream"),
     (ask(stream_options=3), "stream_options"),
-    (ask(top_p=0), "top_p"),
     (ask(response_format={"type": "json_object"}), "response_format"),
-    (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0]"),
+    (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0].type"),
     (ask(None), "messages[0].content"),
     ({"model": "any"}, "messages"),
 ]
 
 
 REFUSED_TEXTS = [
-    ({"prompt": [1, 2, 3]}, "prompt"),
+    ({"prompt": [1, -2, 3]}, "prompt"),
+    ({"prompt": [[1], []]}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": {"text": "a"}}, "prompt"),
     ({"prompt": "x" * 32_001}, "prompt"),
     ({"prompt": ["a", "b", "c"], "n": 3}, "prompt"),
     ({"prompt": "\ud83d"}, "prompt"),
-    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "echo": 1}, "echo"),
     ({"prompt": "a", "best_of": 2}, "best_of"),
     ({"prompt": "a", "suffix": "b"}, "suffix"),
-    ({"prompt": "a", "logprobs": 3}, "logprobs"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "logprobs": 0.5}, "logprobs"),
     ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),
 ]
 
@@ -99,7 +105,7 @@ def test_what_it_cannot_do_is_refused_by_name(served):
 def test_unknown_fields_are_ignored_and_developers_speak_as_the_system():
     backend = ScriptedBackend()
     messages = [{"role": "developer", "content": "Be brief."}, *ask()["messages"]]
-    status, _ = post(backend, {"messages": messages, "metadata": {}, "user": "x", "top_p": 1.0})
+    status, _ = post(backend, {"messages": messages, "metadata": {}, "user": "x", "top_p": 0})
     assert (status, backend.requests[0].messages[0]["role"]) == (200, "system")
 
 
@@ -123,7 +129,7 @@ def test_a_stream_that_breaks_says_so_without_done():
 
 def test_models_and_the_key():
     async def session():
-        app = create_app(ScriptedBackend(), ServerSettings(api_key="sesame", model_name="d4"))
+        app = create_app(ScriptedBackend(), ServerSettings(api_keys=("sesame",), model_name="d4"))
         async with TestClient(TestServer(app)) as client:
             refused = await client.get("/v1/models")
             listed = await client.get("/v1/models", headers={"Authorization": "Bearer sesame"})

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from aiohttp.test_utils import TestServer
-from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, ToolCall, create_app
+from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, Token, ToolCall, create_app
 from nanochat_serve.testing import ScriptedBackend
 
 ASKED = [{"role": "user", "content": "one two"}]
@@ -38,14 +39,14 @@ def test_a_chat_with_all_that_it_takes():
             extra_body={"top_k": 3},
         )
 
-    answer = talk(backend, use, model_name="d4", api_key="sesame")
+    answer = talk(backend, use, model_name="d4", api_keys=("sesame",))
     assert [choice.message.content for choice in answer.choices] == ["one two", "one two"]
     assert [(choice.index, choice.finish_reason) for choice in answer.choices] == [(0, "stop"), (1, "stop")]
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 4, 6)
-    first, second = backend.requests
-    assert (first.temperature, first.top_k, first.max_tokens, first.stop) == (0.5, 3, 7, ("!", "?"))
-    assert (first.seed, first.n, second.n) == (11, 1, 1)
-    assert second.seed != 11
+    [request] = backend.requests
+    params = request.params
+    assert (params.temperature, params.top_k, params.max_tokens, params.stop) == (0.5, 3, 7, ("!", "?"))
+    assert (params.seed, params.n) == (11, 2)
 
 
 def test_a_streamed_chat_of_two_samples():
@@ -95,6 +96,74 @@ def test_texts_are_gone_on_from(prompt):
     assert all(request.messages == () for request in backend.requests)
 
 
+SCORED = [
+    TextDelta("a", tokens=(Token(5, b"a", -0.5, (Token(5, b"a", -0.5), Token(6, b"b", -1.0))),)),
+    Finished(reason="stop", prompt_tokens=3, completion_tokens=1, cached_tokens=2),
+]
+
+
+def test_log_probabilities_and_usage():
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        chat = await client.chat.completions.create(model="any", messages=ASKED, logprobs=True, top_logprobs=2)
+        text = await client.completions.create(model="any", prompt=[1, 2, 3], logprobs=2, logit_bias={"5": 1})
+        return chat, text
+
+    chat, text = talk(ScriptedBackend(SCORED), use)
+    [entry] = chat.choices[0].logprobs.content
+    assert (entry.token, entry.logprob, [top.token for top in entry.top_logprobs]) == ("a", -0.5, ["a", "b"])
+    assert chat.usage.prompt_tokens_details.cached_tokens == 2
+    assert (text.choices[0].logprobs.tokens, text.choices[0].logprobs.token_logprobs) == (["a"], [-0.5])
+    assert text.choices[0].logprobs.top_logprobs == [{"a": -0.5, "b": -1.0}]
+
+
+def test_a_response():
+    backend = ScriptedBackend()
+    earlier = [*ASKED, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "three"}]}]
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        plain = await client.responses.create(model="any", input="one two", max_output_tokens=1, temperature=0)
+        messages = [*earlier, {"role": "user", "content": [{"type": "input_text", "text": "four five"}]}]
+        longer = await client.responses.create(model="any", input=messages, instructions="Be brief.", store=False)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(model="any", input="x", previous_response_id="resp_1")
+        return plain, longer, refused.value.param
+
+    plain, longer, param = talk(backend, use)
+    assert (plain.output_text.strip(), plain.status, plain.usage.output_tokens) == ("one", "completed", 1)
+    assert (longer.output_text, longer.output[0].role, param) == ("four five", "assistant", "previous_response_id")
+    assert [message["role"] for message in backend.requests[1].messages] == ["system", "user", "assistant", "user"]
+    assert backend.requests[0].params.max_tokens == 1
+
+
+@pytest.mark.parametrize(("reason", "status"), [("stop", "completed"), ("length", "incomplete")])
+def test_a_streamed_response(reason, status):
+    script = [TextDelta("a "), ToolCall("1+1", "2"), TextDelta("b"), replace(SCORED[-1], reason=reason)]
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        async with await client.responses.create(model="any", input="x", stream=True) as stream:
+            events = [event async for event in stream]
+        async with client.responses.stream(model="any", input="x") as helper:
+            async for _ in helper:
+                pass
+            return events, (await helper.get_final_response()) if status == "completed" else None
+
+    events, final = talk(ScriptedBackend(script), use)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type.removeprefix("response.") for event in events] == [
+        *(
+            "created",
+            "in_progress",
+            "output_item.added",
+            "content_part.added",
+            "output_text.delta",
+            "output_text.delta",
+        ),
+        *("output_text.done", "content_part.done", "output_item.done", status),
+    ]
+    assert (events[-1].response.status, events[-1].response.output_text) == (status, "a b")
+    assert final is None or final.output_text == "a b"
+
+
 def test_models():
     async def use(client: openai.AsyncOpenAI) -> Any:
         with pytest.raises(openai.NotFoundError, match="'d4'"):
@@ -108,15 +177,15 @@ def test_errors_are_its_own():
     async def use(client: openai.AsyncOpenAI) -> None:
         create = client.chat.completions.create
         with pytest.raises(openai.BadRequestError) as refused:
-            await create(model="any", messages=ASKED, logprobs=True)
-        assert refused.value.param == "logprobs"
+            await create(model="any", messages=ASKED, audio={"voice": "x", "format": "wav"})
+        assert refused.value.param == "audio"
         with pytest.raises(openai.BadRequestError) as full:
             await create(model="any", messages=ASKED)
         assert full.value.code == "context_length_exceeded"
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
 
-    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_key="sesame")
+    talk(ScriptedBackend([ContextLengthError(300, 256)]), use, api_keys=("sesame",), wrong_key_pause_s=0)
 
 
 def test_a_stream_that_breaks_raises():

@@ -20,6 +20,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]
 DONE = Finished(reason="stop", prompt_tokens=1, completion_tokens=1)
 HOSTILE = (
@@ -180,7 +181,7 @@ def test_settings_are_the_servers_until_someone_sets_them(page, server):
     page.reload()
     page.click("text=Regenerate")
     wait_for_answer(page)
-    assert [(r.temperature, r.top_k) for r in server.backend.requests] == [(0.1, 50), (0.1, 50)]
+    assert [(r.params.temperature, r.params.top_k) for r in server.backend.requests] == [(0.1, 50), (0.1, 50)]
 
 
 def test_a_server_that_is_gone_is_said_and_found_again_by_itself(page, server):
@@ -278,7 +279,7 @@ def test_every_control_has_a_name_and_the_answer_is_announced_once_whole(page, s
 
 
 def test_a_missing_key_opens_the_settings(browser):
-    running = Server(ScriptedBackend(), ServerSettings(api_key="sesame"))
+    running = Server(ScriptedBackend(), ServerSettings(api_keys=("sesame",)))
     page = open_page(browser, running.url)
     say(page, "hello")
     page.wait_for_selector("#settings")
@@ -358,3 +359,40 @@ def test_a_phone_has_no_sideways_scrolling_and_a_menu(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.click("#toggle-sidebar")
     assert page.locator("#new-chat").is_visible()
+
+
+DRIVE_BY = """async (url) => {
+  const body = JSON.stringify({ messages: [{ role: "user", content: "x" }], prompt: "x" });
+  for (const path of ["chat/completions", "v1/chat/completions", "v1/completions"]) {
+    for (const type of ["text/plain", "application/json"]) {
+      await fetch(url + path, { method: "POST", mode: "no-cors", headers: { "Content-Type": type }, body }).catch(() => {});
+      await fetch(url + path, { method: "POST", headers: { "Content-Type": type }, body }).catch(() => {});
+    }
+  }
+}"""
+
+
+def test_a_foreign_page_gets_no_answer(server, browser):
+    """By fetch, by a form without scripts, and under a name of its own that leads to this machine."""
+    foreign = Server(ScriptedBackend())
+    page = browser.new_page()
+    try:
+        page.goto(foreign.url)
+        page.evaluate(DRIVE_BY, server.url)
+        form = '<form method=post enctype=text/plain><input name=\'{"prompt":"x","a":"\' value=\'"}\'></form>'
+        page.set_content(form)
+        page.evaluate(
+            "(url) => { document.forms[0].action = url; document.forms[0].submit(); }", server.url + "v1/completions"
+        )
+        page.wait_for_load_state()
+        port = server.url.rstrip("/").rpartition(":")[2]
+        rebound = page.goto(f"http://evil.example:{port}/")
+        assert rebound.status == 403
+        page.evaluate(DRIVE_BY, f"http://evil.example:{port}/")
+        assert server.backend.requests == []
+        page.goto(server.url)
+        page.evaluate(DRIVE_BY, server.url)  # the same from its own page
+        assert len(server.backend.requests) == 3  # what is no JSON is refused there too, and no-cors cannot send JSON
+    finally:
+        page.close()
+        foreign.close()

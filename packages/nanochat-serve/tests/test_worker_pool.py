@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from nanochat_serve import (
     ChatRequest,
     ContextLengthError,
     Finished,
+    SamplingParams,
     TextDelta,
     WorkerError,
     WorkerPool,
@@ -33,7 +37,7 @@ def request(text: str, *earlier: str) -> ChatRequest:
     for question in earlier:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": question}]
     messages.append({"role": "user", "content": text})
-    return ChatRequest(messages=tuple(messages), temperature=0.0, top_k=None, max_tokens=100)
+    return ChatRequest(messages=tuple(messages), params=SamplingParams(temperature=0.0, max_tokens=100))
 
 
 def with_pool(use: Callable[[WorkerPool], Awaitable[Any]], num_workers: int = 1, **arguments: Any) -> Any:
@@ -75,7 +79,7 @@ def test_errors_cross_with_what_they_mean():
         with pytest.raises(ContextLengthError, match="300 tokens") as raised:
             await answer(pool, request("too long"))
         assert raised.value.max_context == 256
-        with pytest.raises(WorkerError, match="RuntimeError: no mood"):
+        with pytest.raises(WorkerError, match="raised RuntimeError"):
             await answer(pool, request("raise"))
         assert (await answer(pool, request("still here")))[0] == "still here"
 
@@ -169,6 +173,90 @@ def test_one_whose_backend_fails_is_started_again(monkeypatch):
         return pool.status().workers[0].num_restarts, (await answer(pool, request("again")))[0]
 
     assert with_pool(use) == (1, "again")
+
+
+def test_one_that_makes_no_step_is_replaced(monkeypatch):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(worker_pool, "STALLED_BEATS", 1)
+
+    async def use(pool: WorkerPool) -> Any:
+        with pytest.raises(WorkerError, match="made no step in 2 s"):
+            await answer(pool, request("hang"))
+        await until(lambda: pool.status().ready)
+        return (await answer(pool, request("again")))[0]
+
+    assert with_pool(use) == "again"
+
+
+def test_progress_is_what_grows_while_there_are_answers():
+    progress = worker_pool._Progress()
+    beats = [(0, 1)] * 5 + [(1, 1), (1, 0), (1, 0)] + [(1, 1)] * 20 + [(None, 1)] * 99
+    assert not any(progress.stalls(*beat) for beat in beats)  # four times the five beats of the first step
+    assert progress.stalls(1, 1)
+
+
+def test_a_dead_backend_leaves_routing_before_its_answers_fail(monkeypatch):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (3600.0,))
+
+    async def use(pool: WorkerPool) -> Any:
+        with pytest.raises(WorkerError, match="its backend has failed"):
+            await answer(pool, request("fail at once"))
+        ready = [worker.ready for worker in pool.status().workers]
+        return ready, [(await answer(pool, request(str(i))))[0] for i in range(20)]
+
+    ready, answers = with_pool(use, num_workers=2)
+    assert sorted(ready) == [False, True]
+    assert answers == [str(i) for i in range(20)]
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch, caplog):
+    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    start, fails = asyncio.create_subprocess_exec, [OSError(24, "Too many open files"), OSError(11, "Try again")]
+
+    async def starts(*args: Any, **kwargs: Any) -> Any:
+        if fails:
+            raise fails.pop()
+        return await start(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starts)
+
+    async def use(pool: WorkerPool) -> str:
+        os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+        fails.extend([OSError(12, "Cannot allocate memory")] * 2)
+        await until(lambda: not pool.status().ready)
+        await until(lambda: pool.status().ready)
+        return (await answer(pool, request("here")))[0]
+
+    assert with_pool(use) == "here"
+    assert [r.message.split(": ")[1] for r in caplog.records if "could not be started" in r.message] == [
+        *["could not be started"] * 4
+    ]
+
+
+SERVER = """
+import asyncio, sys, time
+from nanochat_serve import WorkerPool
+
+async def main():
+    pool = WorkerPool("moody:make", ["cpu"])
+    await pool.start()
+    print(pool._workers[0]._process.pid, flush=True)
+    time.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death")
+def test_a_stopped_worker_ends_with_a_server_that_is_killed():
+    server = subprocess.Popen([sys.executable, "-c", SERVER], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    pid = int(server.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+    server.kill()
+    server.communicate()
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
 
 
 def test_one_that_is_killed_or_freezes_comes_back(monkeypatch):

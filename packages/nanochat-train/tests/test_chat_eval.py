@@ -111,7 +111,7 @@ def test_an_evaluation_goes_on_from_its_log_and_takes_the_first_problems(tmp_pat
 def test_ranks_share_the_problems_out(monkeypatch):
     """What two ranks would tell each other, put together by hand."""
     told = []
-    monkeypatch.setattr(World, "sum", lambda self, *values, device: told.append(values) or list(values))
+    monkeypatch.setattr(World, "sum", lambda self, *values: told.append(values) or list(values))
     for rank in (0, 1):
         evaluate(Task(7), world=World(rank, 2))
     (_, first), (_, second) = told[:2], told[2:]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,28 +12,31 @@ from nanochat_train import (
     PolicyGradient,
     Rollout,
     RolloutLoader,
-    TrainingLoop,
+    Trainer,
     World,
+    policy_weights,
 )
 from nanochat_train.testing import BigramModel
 
 PROMPT = [1, 2]
 
 
-def rollout(answer, reward, mask=None, *, cut_off=False):
+def rollout(answer, reward, mask=None, **more):
     mask = [1] * len(answer) if mask is None else mask
-    return Rollout(token_ids=[*PROMPT, *answer], mask=[0, 0, *mask], reward=reward, cut_off=cut_off)
+    return Rollout(token_ids=[*PROMPT, *answer], mask=[0, 0, *mask], reward=reward, **more)
 
 
 GROUP = [
     rollout([3, 4, 5], 1.0),
     rollout([6], 0.0),
     rollout([7, 8, 9, 10], 0.0, [1, 0, 0, 1]),
-    rollout([3, 5], 1.0, cut_off=True),
+    rollout([3, 5], 1.0, truncated=True),
 ]
 
 
-def make_loader(collect, *, num_examples=6, examples_per_step=2, rows_per_batch=2, world=None, num_samples=4, seed=0):
+def make_loader(
+    collect, *, num_examples=6, examples_per_step=2, rows_per_batch=2, world=None, num_samples=4, seed=0, **more
+):
     return RolloutLoader(
         collect,
         num_examples=num_examples,
@@ -43,15 +47,16 @@ def make_loader(collect, *, num_examples=6, examples_per_step=2, rows_per_batch=
         seed=seed,
         identity={"task": "a"},
         world=world,
+        **more,
     )
 
 
-def make_loop(model, loader, num_iterations, *, lr=0.05, lr_scale=1.0):
+def make_trainer(model, loader, num_iterations, *, lr=0.05, lr_scale=1.0):
     groups = [
         {"params": params, "kind": "adamw", "lr": lr, "initial_lr": lr, "initial_weight_decay": 0.0}
         for params in model.param_roles().values()
     ]
-    return TrainingLoop(
+    return Trainer(
         model,
         MuonAdamW(groups),
         loader,
@@ -64,8 +69,8 @@ def make_loop(model, loader, num_iterations, *, lr=0.05, lr_scale=1.0):
 def test_the_gradient_is_that_of_the_policy_gradient_written_out():
     model, oracle = BigramModel(), BigramModel()
     loader = make_loader(lambda indices, seeds: [GROUP, GROUP[::-1]])
-    loop = make_loop(model, loader, 1)
-    loop.run(lambda report: None)
+    trainer = make_trainer(model, loader, 1)
+    trainer.fit(lambda report: None)
     objective = torch.zeros(())
     for group in (GROUP, GROUP[::-1]):
         for part in (group[:2], group[2:]):
@@ -92,16 +97,78 @@ def test_groups_with_equal_rewards_teach_nothing_and_cost_nothing():
     loader = make_loader(lambda indices, seeds: [equal, equal])
     model = BigramModel()
     before = [p.detach().clone() for params in model.param_roles().values() for p in params]
-    make_loop(model, loader, 1).run(lambda report: None)
+    make_trainer(model, loader, 1).fit(lambda report: None)
     after = [p for params in model.param_roles().values() for p in params]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert loader.statistics.means() == {"reward": 1.0, "length": 4.0, "cut_off": 0.0, "useful_groups": 0.0}
+    shares = {"truncated": 0.0, "nonzero_groups": 0.0, "resampled_groups": 0.0}
+    assert loader.statistics.means() == {"reward": 1.0, "length": 4.0, **shares}
+
+
+def test_groups_that_tie_are_sampled_again_and_entropy_is_of_all_that_was_sampled():
+    """The first two attempts tie everywhere; the third has a winner, for the first prompt of a step only."""
+    asked = []
+
+    def collect(indices, seeds):
+        asked.append((list(indices), list(seeds)))
+        attempt = (len(asked) - 1) % 3
+        winners = [attempt == 2 and place == 0 for place in range(len(indices))]
+        return [
+            [rollout([3, 4], float(winner and k == 0), logprobs=[-1.0, -2.0]) for k in range(4)] for winner in winners
+        ]
+
+    loader = make_loader(collect, max_resamples=2)
+    batches = list(itertools.islice(loader, loader.batches_per_step))
+    assert [len(indices) for indices, _ in asked] == [2, 2, 2]
+    assert len({seed for _, seeds in asked for seed in seeds}) == 6, "another seed each time"
+    assert [bool((batch.targets != -1).any()) for batch in batches] == [True, True, False, False]
+    means = loader.statistics.means()
+    assert (means["reward"], means["nonzero_groups"], means["resampled_groups"]) == (0.0, 0.0, 2.0)
+    assert means["entropy"] == 1.5
+    whole = list(asked)
+    asked.clear()
+    make = make_loader(collect, max_resamples=2, world=World(1, 2))
+    next(make)
+    assert [(indices, seeds) for indices, seeds in asked] == [(i[1:], s[1:]) for i, s in whole], "ranks change nothing"
+
+
+def surrogate(logp, batch, advantages, reference, clip_ratio, kl_coef):
+    """PPO's clipped objective and the KL's estimate, written out for autograd."""
+    ratio = (logp - torch.from_numpy(batch.logprobs)).exp()
+    clipped = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages)
+    stray = reference - logp
+    kl = stray.exp() - stray - 1
+    sampled = torch.from_numpy(batch.targets) != -1
+    return ((kl_coef * kl - clipped) * sampled).sum() * batch.token_share
+
+
+@pytest.mark.parametrize(("clip_ratio", "kl_coef"), [(0.2, 0.0), (0.2, 0.3), (1e9, 0.3)])
+def test_weights_give_the_gradient_of_the_clipped_objective_and_of_the_kl(clip_ratio, kl_coef):
+    generator = torch.Generator().manual_seed(0)
+    scored = [replace(r, logprobs=(-2 * torch.rand(r.num_sampled, generator=generator)).tolist()) for r in GROUP]
+    batch = next(make_loader(lambda indices, seeds: [scored] * len(indices), rows_per_batch=4))
+    advantages = torch.from_numpy(batch.weights) / batch.token_share
+    logp, reference = (-2 * torch.rand(batch.targets.shape, generator=generator) for _ in range(2))
+    logp.requires_grad_()
+    surrogate(logp, batch, advantages, reference, clip_ratio, kl_coef).backward()
+    weights = policy_weights(
+        batch, logp.detach().numpy(), clip_ratio=clip_ratio, reference=reference.numpy(), kl_coef=kl_coef
+    )
+    torch.testing.assert_close(torch.from_numpy(weights), -logp.grad)
+    if kl_coef == 0.0:
+        assert (weights == 0).sum() > (batch.targets == -1).sum(), "some are clipped"
+
+
+def test_a_loader_trains_by_the_weights_it_is_told():
+    loader = make_loader(lambda indices, seeds: [GROUP] * len(indices), adjust=lambda batch: batch.weights * 2)
+    plain = make_loader(lambda indices, seeds: [GROUP] * len(indices))
+    assert np.array_equal(next(loader).weights, 2 * next(plain).weights)
 
 
 def test_statistics_are_means_over_rollouts():
     loader = make_loader(lambda indices, seeds: [GROUP, [rollout([3], 0.0)] * 4])
     next(loader)
-    assert loader.statistics.means() == {"reward": 0.25, "length": 1.5, "cut_off": 0.125, "useful_groups": 0.5}
+    shares = {"truncated": 0.125, "nonzero_groups": 0.5, "resampled_groups": 0.0}
+    assert loader.statistics.means() == {"reward": 0.25, "length": 1.5, **shares}
 
 
 def test_ranks_share_a_step_out_and_together_sample_what_one_process_samples():
@@ -181,6 +248,6 @@ def test_a_policy_learns_what_pays():
 
     loader = make_loader(collect, num_samples=8, examples_per_step=4)
     rewards = []
-    make_loop(model, loader, 60).run(lambda report: rewards.append(loader.statistics.means()["reward"]))
+    make_trainer(model, loader, 60).fit(lambda report: rewards.append(loader.statistics.means()["reward"]))
     assert rewards[0] < 0.5
     assert np.mean(rewards[-5:]) > 0.9

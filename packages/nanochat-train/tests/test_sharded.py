@@ -13,7 +13,7 @@ from nanochat_train import (
     Pretraining,
     Rates,
     ShardedMuonAdamW,
-    TrainingLoop,
+    Trainer,
     World,
     load_training_state,
     param_groups,
@@ -40,7 +40,7 @@ class Model(nn.Module):
         self.matrix = nn.Parameter(torch.randn(VOCAB, WIDTH, generator=generator))
         self.scale = nn.Parameter(torch.ones(WIDTH))
 
-    def loss(self, token_ids, targets, *, reduction="mean"):
+    def loss(self, token_ids, targets, *, weights=None, reduction="mean"):
         x = self.table[token_ids] * self.scale
         for block in self.blocks:
             x = x + torch.tanh(x @ block)
@@ -71,7 +71,7 @@ def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     world = World.current()
     model = Model()
-    loop = TrainingLoop(
+    trainer = Trainer(
         model,
         make_optimizer(model, ShardedMuonAdamW if size > 1 else MuonAdamW),
         Share(rank, size),
@@ -82,20 +82,20 @@ def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume
     )
     if resume_from is not None:
         model.load_state_dict(load_file(resume_from / "model.safetensors"))
-        state.restore(loop, load_training_state(resume_from))
-    assert loop.step == start
+        state.restore(trainer, load_training_state(resume_from))
+    assert trainer.step == start
     reports = []
-    loop.run(reports.append, should_stop=lambda: rank == size - 1 and loop.step >= stop)
-    training = state.capture(loop)
+    trainer.fit(reports.append, should_stop=lambda: rank == size - 1 and trainer.step >= stop)
+    training = state.capture(trainer)
     if world.is_main:
         save_checkpoint(
             folder / "saved",
-            loop.step,
+            trainer.step,
             writers=[lambda d: save_file(model.state_dict(), d / "model.safetensors")],
             meta={},
             training=training,
         )
-        values = [[r.loss, r.grad_norm, r.num_tokens, r.num_supervised] for r in reports]
+        values = [[r.loss, r.grad_norm, r.num_tokens, r.num_targets] for r in reports]
         (folder / "reports.json").write_text(json.dumps(values))
     if size > 1:
         dist.destroy_process_group()

@@ -4,10 +4,11 @@ from nanochat_data.conversations import ConversationLoader, split_held_out
 from nanochat_data.core import CoreTask, core_bundle_fingerprint, download_core_bundle, load_core_bundle
 from nanochat_data.documents import TextSource, open_text_source
 from nanochat_data.download import CLIMBMIX, HubCorpus, HuggingFaceHub, download_shards
-from nanochat_data.loader import Batch, PackedLoader, PretrainLoader, validation_batches, validation_loader
+from nanochat_data.loader import Batch, PackedLoader
 from nanochat_data.messages import Conversation, Message, Part, as_messages, render_choices
 from nanochat_data.packing import Packing, pack_best_fit
 from nanochat_data.prefetch import Prefetcher
+from nanochat_data.pretrain import PretrainLoader, validation_batches, validation_loader
 from nanochat_data.protocols import Conversations, Renderer, TextEncoder
 from nanochat_data.shard_builder import ShardBuilder
 from nanochat_data.statistics import Statistics, read_conversations

@@ -38,7 +38,7 @@ def split_held_out(task: Task) -> tuple[Task, Task]:
     for key, part in distinct.items():
         training[key] = part.select([i for i, digest in enumerate(part.digests) if digest not in held_out])
         for i, digest in enumerate(part.digests):
-            if digest in held_out and digest not in validation:
+            if digest in held_out:
                 validation[digest] = part.select([i])
     kept = [training[id(part)] for part in parts]
     return type(task)(kept) if isinstance(task, TaskSequence) else kept[0], TaskSequence(list(validation.values()))

@@ -67,6 +67,8 @@ class TextSource:
         unit: list[Span] = []
         size = 0
         for span, num_bytes in chain.from_iterable(self._spans(index) for index in range(len(self.files))):
+            if unit and (unit[-1].file, unit[-1].stop) == (span.file, span.start):
+                span = Span(span.file, unit.pop().start, span.stop)
             unit.append(span)
             size += num_bytes
             if size >= UNIT_BYTES:

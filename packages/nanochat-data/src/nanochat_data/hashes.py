@@ -42,17 +42,17 @@ class FileHashes:
     def add(self, path: Path, digest: str) -> None:
         """Notes the hash of a file that was just written and will not change."""
         self._index.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([str(path.resolve()), _stamp(path), digest]) + "\n"
+        line = json.dumps([str(path.resolve()), stamp(path), digest]) + "\n"
         with self._index.open("ab", buffering=0) as file:
             file.write(line.encode())
 
     def _hash(self, path: Path) -> str:
-        stamp = _stamp(path)
+        before = stamp(path)
         kept = self._known.get(str(path.resolve()))
-        if kept is not None and kept[0] == stamp:
+        if kept is not None and kept[0] == before:
             return kept[1]
         digest = hash_file(path)
-        if stamp[1] < time.time_ns() - SETTLED_NS and _stamp(path) == stamp:
+        if before[1] < time.time_ns() - SETTLED_NS and stamp(path) == before:
             self.add(path, digest)
         return digest
 
@@ -81,6 +81,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
+    """Size, modification time and inode: what is the same as long as nobody writes to the file."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino

@@ -56,13 +56,16 @@ class _Packer:
         """The bucket of all that is longer than a row."""
         self.buckets: list[list[int]] = [[] for _ in range(capacity + 2)]
         self.occupied = 0
-        longest_first = np.argsort(-sizes, kind="stable")
-        counts = np.bincount(np.minimum(sizes, self.overlong), minlength=1)
+        clipped = np.minimum(sizes, self.overlong)
+        small = np.uint16 if self.overlong < 1 << 16 else np.int64  # numpy sorts short integers by radix
+        longest_first = np.argsort((self.overlong - clipped).astype(small), kind="stable")
+        counts = np.bincount(clipped, minlength=1)
         end = 0
         for length in np.flatnonzero(counts)[::-1].tolist():
             start, end = end, end + int(counts[length])
             self.buckets[length] = longest_first[start:end].tolist()
             self.occupied |= 1 << length
+        self.buckets[self.overlong].sort(key=lambda document: -self.lengths[document])
 
     def pack(self, leftover: Leftover) -> Packing:
         rows: list[list[int]] = []

@@ -34,10 +34,11 @@ class ShardBuilder:
     """
 
     def __init__(self, jobs: Sequence[Job], *, num_workers: int, rank: int = 0, world_size: int = 1) -> None:
-        missing = {id(shards): set(shards.missing) for shards, _ in jobs}
+        jobs = list(dict.fromkeys(jobs))
+        missing = {shards: set(shards.missing) for shards in {shards for shards, _ in jobs}}
         shares = [jobs[rank + world_size * worker :: world_size * num_workers] for worker in range(num_workers)]
-        self._all = list({id(shards): shards for shards, _ in jobs}.values())
-        self._shares = [[job for job in share if job[1] in missing[id(job[0])]] for share in shares]
+        self._all = list(missing)
+        self._shares = [[job for job in share if job[1] in missing[job[0]]] for share in shares]
         self._num_workers = num_workers
         self._workers: list[tuple[BaseProcess, Connection]] = []
         self._failure: str | None = None

@@ -1,7 +1,7 @@
 """Token shards: the text of a split as token ids on disk, built once by many processes, verified, and read by memory map.
 
 A shard is an Arrow file with a column `token_ids`, a list a document. Who builds shards notes each in a file of lines of
-its own (`built-*.jsonl`), with its size and hash; a shard that is not noted is not there. So any number of processes on any
+its own (`built-*.jsonl`), with its hash; a shard that is not noted is not there. So any number of processes on any
 number of nodes can build into one folder, and whoever reads waits for a shard by looking for its note.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_data.documents import TextSource
-from nanochat_data.hashes import FileHashes, hash_file
+from nanochat_data.hashes import FileHashes, hash_file, stamp
 from nanochat_data.protocols import TextEncoder
 
 FORMAT_VERSION = 2
@@ -51,7 +51,7 @@ class TokenShards:
     """The shards of a text source, built or being built: part 0, 1, ... of each unit of the source.
 
     Their folder under `root` is named by all that shapes them: every byte of the text, the tokenizer, the format. What an
-    earlier run built is taken over once its sizes and hashes are found right. Ranks that open the same text share the work of
+    earlier run built is taken over once its hashes are found right. Ranks that open the same text share the work of
     hashing it. Raises `ValueError` naming a shard that is damaged.
     """
 
@@ -76,6 +76,7 @@ class TokenShards:
         self._shard_chars = shard_chars
         self._patience_s = patience_s
         self._hashes = FileHashes(root / "hashes.jsonl")
+        self._stamps = [stamp(file) for file in source.files]
         names = [os.path.relpath(file, source.root) for file in source.files]
         digests = self._hashes.of(source.files, rank=rank, world_size=world_size)
         shape = (source.text_field, source.split_on, source.share, names, digests, self.units, shard_chars)
@@ -111,8 +112,11 @@ class TokenShards:
     def open(self, unit: int, part: int) -> TokenShard | None:
         """A shard, waited for if somebody builds it; None where the unit has not so many.
 
-        Raises `ValueError` where nobody builds it, where its builder failed, or where no shard at all appears for long.
+        Raises `ValueError` where nobody builds it, where no shard at all appears for long, or where this rank's builder has
+        failed, of this shard or of any other.
         """
+        if self.watch is not None:
+            self.watch()
         seen, since = None, time.monotonic()
         while (unit, part) not in self._notes.shards:
             if part >= self._notes.num_parts.get(unit, part + 1):
@@ -121,7 +125,6 @@ class TokenShards:
                 raise ValueError(
                     f"unit {unit} of {self.source.root} is not built; call build() or start a ShardBuilder"
                 )
-            self.watch()
             progress = self._notes.refresh(), self.folder.stat().st_mtime_ns
             if progress != seen:
                 seen, since = progress, time.monotonic()
@@ -132,6 +135,7 @@ class TokenShards:
                 )
             else:
                 time.sleep(POLL_S)
+                self.watch()
         return _read(_path(self.folder, unit, part))
 
     def build(self, units: Iterable[int] | None = None, *, num_threads: int = 1) -> TokenShards:
@@ -144,8 +148,14 @@ class TokenShards:
             for part, documents in enumerate(_in_chunks(self.source.read(self.units[unit]), self._shard_chars)):
                 if (unit, part) not in self._notes.shards:
                     self._build_shard(unit, part, documents, num_threads)
+            self._refuse_changed(unit)
             self._notes.write({"unit": unit, "parts": part + 1})
         return self
+
+    def _refuse_changed(self, unit: int) -> None:
+        for file in {span.file for span in self.units[unit]}:
+            if stamp(self.source.files[file]) != self._stamps[file]:
+                raise ValueError(f"{self.source.files[file]} was changed while it was tokenized; start again")
 
     def _build_shard(self, unit: int, part: int, documents: Sequence[str], num_threads: int) -> None:
         tokens = array("I")  # takes lists three times as fast as numpy does
@@ -154,11 +164,12 @@ class TokenShards:
             for ids in self._tokenizer.encode_batch(texts, num_threads=num_threads):
                 tokens.fromlist(ids)
                 ends.append(len(tokens))
+        self._refuse_changed(unit)
         path = _path(self.folder, unit, part)
         _write(path, np.frombuffer(tokens, np.uint32), np.array(ends, np.int64))
         digest = hash_file(path)
         self._hashes.add(path, digest)
-        counts = {"documents": len(ends), "tokens": len(tokens), "size": path.stat().st_size}
+        counts = {"documents": len(ends), "tokens": len(tokens)}
         self._notes.write({"unit": unit, "part": part, **counts, "hash": digest})
 
     def _verify(self, rank: int, world_size: int) -> None:
@@ -169,17 +180,10 @@ class TokenShards:
                 del self._notes.shards[unit, part]
                 self._notes.num_parts.pop(unit, None)
         paths = [_path(self.folder, unit, part) for unit, part in self._notes.shards]
-        for path, note in zip(paths, self._notes.shards.values(), strict=True):
-            if path.stat().st_size != note["size"]:
-                raise ValueError(
-                    f"{path} is damaged (its size is not that of its note); remove it, and it is built again"
-                )
         digests = self._hashes.of(paths, rank=rank, world_size=world_size)
         for path, note, digest in zip(paths, self._notes.shards.values(), digests, strict=True):
             if note["hash"] != digest:
-                raise ValueError(
-                    f"{path} is damaged (its hash is not that of its note); remove it, and it is built again"
-                )
+                raise ValueError(f"{path} is damaged (it is not what its note says); remove it, and it is built again")
 
 
 class _Notes:

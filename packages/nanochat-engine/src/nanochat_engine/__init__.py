@@ -3,7 +3,7 @@
 from nanochat_engine.async_engine import AsyncEngine, AsyncEventStream, QueueFullError
 from nanochat_engine.calculator import use_calculator
 from nanochat_engine.checkpoint import load
-from nanochat_engine.completion import Completion
+from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.engine import Engine, EventStream
 from nanochat_engine.kv_cache import KVCache
 from nanochat_engine.protocols import CausalLM, ChatRenderer, KVCacheLike, KVSpec, Tokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "CausalLM",
     "ChatRenderer",
     "Completion",
+    "CompletionBuilder",
     "Engine",
     "Event",
     "EventStream",

@@ -1,12 +1,14 @@
-"""Who is let in: the key, the bound on answers in all and for one client, a model that is ready, a server that stays."""
+"""Who is let in: the bound on answers in all and for one client, a model that is ready, a server that stays; bodies."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
+import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -16,6 +18,9 @@ from nanochat_serve.protocols import ChatBackend
 from nanochat_serve.settings import ServerSettings
 
 STOPPING = "the server is stopping"
+
+LARGE_BODY_BYTES = 1 << 16
+"""A body of so much is parsed on a thread: the event loop would stand still meanwhile."""
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +32,9 @@ class Place:
     deadline: asyncio.Timeout
     expired: RefusedError
     """What to say once the deadline has passed."""
+    start: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    """When the first event came."""
 
     def move_deadline(self, when: float, expired: RefusedError) -> None:
         """Ends the answer at another time of the event loop's clock, and with other words."""
@@ -45,21 +53,27 @@ class Gate:
         self._empty = asyncio.Event()
         self.draining = False
 
-    def enter(self, client: str, num_answers: int) -> Place:
-        """A place for some answers to one client; raises `RefusedError` where there is none."""
+    def enter(self, client: str) -> Place:
+        """A place for one answer to a client; raises `RefusedError` where there is none."""
         limits, retry = self._settings, self._settings.retry_after_s
         if self.draining:
             raise RefusedError(503, "stopping", STOPPING, retry_after_s=retry)
-        if self._by_client.total() + num_answers > limits.max_requests:
+        waited = RefusedError(503, "timeout", "the server was too busy to begin an answer", retry_after_s=retry)
+        place = Place(client, 0, asyncio.timeout(limits.queue_timeout_s), waited)
+        self.widen(place, 1)
+        self._places.add(place)
+        return place
+
+    def widen(self, place: Place, num_answers: int) -> None:
+        """Makes it one for so many answers; raises `RefusedError` where there is no room for them."""
+        limits, retry, more = self._settings, self._settings.retry_after_s, num_answers - place.num_answers
+        if self._by_client.total() + more > limits.max_requests:
             raise RefusedError(429, "server_busy", "too many requests at once; try again soon", retry_after_s=retry)
-        if self._by_client[client] + num_answers > limits.max_requests_per_client:
+        if self._by_client[place.client] + more > limits.max_requests_per_client:
             message = f"one client may have {limits.max_requests_per_client} answers at a time; wait for one to end"
             raise RefusedError(429, "client_busy", message, retry_after_s=retry)
-        waited = RefusedError(503, "timeout", "the server was too busy to begin an answer", retry_after_s=retry)
-        place = Place(client, num_answers, asyncio.timeout(limits.queue_timeout_s), waited)
-        self._places.add(place)
-        self._by_client[client] += num_answers
-        return place
+        place.num_answers = num_answers
+        self._by_client[place.client] += more
 
     def leave(self, place: Place) -> None:
         """Gives the place back."""
@@ -88,37 +102,32 @@ METRICS: web.AppKey[ServerMetrics] = web.AppKey("metrics")
 GATE: web.AppKey[Gate] = web.AppKey("gate")
 
 
-def admit(request: web.Request, num_answers: int) -> Place:
-    """A place for the request; raises `RefusedError` where it gets none."""
-    app = request.app
+@contextmanager
+def admitted(request: web.Request) -> Iterator[Place]:
+    """A place for the request, before its body is read; raises `RefusedError` where it gets none."""
+    app, settings = request.app, request.app[SETTINGS]
     try:
         if not app[BACKEND].status().ready:
-            retry = app[SETTINGS].retry_after_s
-            raise RefusedError(503, "not_ready", "the model is still loading", retry_after_s=retry)
-        place = app[GATE].enter(_client(request), num_answers)
+            raise RefusedError(503, "not_ready", "the model is still loading", retry_after_s=settings.retry_after_s)
+        if (request.content_length or 0) > settings.max_body_bytes:
+            raise RefusedError(413, "http_error", f"the body is larger than {settings.max_body_bytes} bytes")
+        place = app[GATE].enter(client_of(request))
     except RefusedError:
         app[METRICS].requests.labels("rejected").inc()
         raise
     app[METRICS].num_requests += 1
-    return place
+    try:
+        yield place
+    finally:
+        app[GATE].leave(place)
 
 
-def _client(request: web.Request) -> str:
+def client_of(request: web.Request) -> str:
+    """The address that a request comes from."""
     forwarded = request.headers.getall("X-Forwarded-For", [])
     if forwarded and request.app[SETTINGS].behind_proxy:
         return forwarded[-1].rpartition(",")[2].strip()
     return request.remote or "unknown"
-
-
-def check_key(request: web.Request) -> None:
-    """Raises `RefusedError` where an API key is set and the request does not carry it."""
-    api_key = request.app[SETTINGS].api_key
-    if api_key is None:
-        return
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), api_key.encode())
-    if scheme.lower() != "bearer" or not same:
-        raise RefusedError(401, "authentication_error", "the API key is missing or wrong")
 
 
 async def json_body(request: web.Request) -> object:
@@ -129,6 +138,6 @@ async def json_body(request: web.Request) -> object:
     except TimeoutError:
         raise RefusedError(408, "timeout", "the request's body did not come in time") from None
     try:
-        return json.loads(body)
+        return json.loads(body) if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError):
         raise InvalidRequestError("body", "is not JSON in UTF-8") from None

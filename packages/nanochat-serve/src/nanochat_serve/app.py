@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 
 from aiohttp import web
 
-from nanochat_serve import openai, schema, status
-from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, check_key, json_body
-from nanochat_serve.answers import LOG
-from nanochat_serve.errors import RefusedError
+from nanochat_serve import openai, openapi, responses, status
+from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, admitted, json_body
+from nanochat_serve.fields import SEED_CHAT, parse
+from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
+from nanochat_serve.logs import HTTP_LOG, LOG, without_traceback
 from nanochat_serve.metrics import ServerMetrics
-from nanochat_serve.protocols import ChatBackend, ChatEvent, TextDelta, ToolCall
-from nanochat_serve.serving import HEADS, HeadTimer, hear
+from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, Prompt, TextDelta, ToolCall
+from nanochat_serve.serving import HEADS, HeadTimer
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
-from nanochat_serve.validation import parse_request
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -28,102 +28,75 @@ PAGE_FILES = {
     "/style.css": ("style.css", "text/css"),
 }
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> web.Application:
     """The server over a backend, which it closes when it shuts down."""
     settings = settings or ServerSettings()
-    app = web.Application(middlewares=[hear, preflights, errors_as_json], client_max_size=settings.max_body_bytes)
+    for log in (LOG, HTTP_LOG):
+        log.addFilter(without_traceback)
+    handler_args = {
+        "auto_decompress": False,
+        "keepalive_timeout": settings.idle_timeout_s,
+        "logger": HTTP_LOG,
+        "access_log": None,
+    }
+    app = web.Application(middlewares=[guarded], client_max_size=settings.max_body_bytes, handler_args=handler_args)
     app[BACKEND] = backend
     app[SETTINGS] = settings
     app[METRICS] = ServerMetrics(backend)
     app[GATE] = Gate(settings)
-    app[HEADS] = HeadTimer(settings.head_timeout_s)
+    app[HEADS] = HeadTimer(settings.head_timeout_s, settings.idle_timeout_s)
+    app[KEYS] = Keys(settings.api_keys, settings.wrong_key_pause_s)
+    app[OPEN] = frozenset(settings.root_path + path for path in (*PAGE_FILES, *PROBES))
     app.cleanup_ctx.append(_own_backend)
-    app.on_response_prepare.append(_add_headers)
-    app.router.add_post("/chat/completions", chat_completions)
-    app.router.add_post("/v1/chat/completions", openai.chat_completions)
-    app.router.add_post("/v1/completions", openai.completions)
-    app.router.add_get("/v1/models", openai.models)
-    app.router.add_get("/v1/models/{name}", openai.model)
-    app.router.add_get("/health", status.health)
-    app.router.add_get("/ready", status.ready)
-    app.router.add_get("/stats", status.stats)
-    app.router.add_get("/metrics", status.metrics)
-    app.router.add_get("/openapi.json", schema.openapi(settings))
-    for path, (name, content_type) in PAGE_FILES.items():
-        app.router.add_get(path, _page_file(name, content_type))
+    app.on_response_prepare.append(add_headers)
+    posts: dict[str, Handler] = {
+        "/chat/completions": chat_completions,
+        "/v1/chat/completions": openai.chat_completions,
+        "/v1/completions": openai.completions,
+        "/v1/responses": responses.responses,
+        "/tokenize": openai.tokenize,
+        "/detokenize": openai.detokenize,
+    }
+    gets: dict[str, Handler] = {
+        "/v1/models": openai.models,
+        "/v1/models/{name}": openai.model,
+        "/tokenizer_info": openai.tokenizer_info,
+        "/health": status.health,
+        "/ready": status.ready,
+        "/stats": status.stats,
+        "/metrics": status.metrics,
+        "/openapi.json": openapi.handler(settings),
+        **{path: _page_file(name, content_type) for path, (name, content_type) in PAGE_FILES.items()},
+    }
+    app.router.add_routes([web.post(settings.root_path + path, handler) for path, handler in posts.items()])
+    app.router.add_routes([web.get(settings.root_path + path, handler) for path, handler in gets.items()])
     return app
+
+
+def replace_api_keys(app: web.Application, keys: Sequence[str]) -> None:
+    """From now on these keys are taken; none: everybody is let in. For a running app of `create_app`."""
+    app[KEYS].replace(keys)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Streams one answer as `data:` lines; errors before the first one are JSON with a status."""
-    check_key(request)
-    chat = parse_request(await json_body(request), request.app[SETTINGS])
-    return await stream_answer(request, [chat], wire_lines)
+    with admitted(request) as place:
+        parsed = parse(await json_body(request), SEED_CHAT, request.app[SETTINGS])
+        request[CLAMPED] = parsed.clamped_header()
+        chat = ChatRequest(messages=parsed["messages"], params=parsed.params(), salt=salt_of(request))
+        return await stream_answer(request, place, [chat], wire_lines)
 
 
-def wire_lines(_index: int, event: ChatEvent) -> list[Line]:
+def wire_lines(_prompt: int, event: ChatEvent) -> list[Line]:
     """An event as it stands on its `data:` line."""
+    if isinstance(event, Prompt):
+        return []
     if isinstance(event, TextDelta):
         return [{"token": event.text, "gpu": event.worker}]
     if isinstance(event, ToolCall):
-        return [{"tool": {"expression": event.expression, "output": event.output}, "gpu": event.worker}]
+        return [{"tool": {"expression": event.expression, "output": event.output or ""}, "gpu": event.worker}]
     return [{"done": True}]
-
-
-@web.middleware
-async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error is JSON with a message; what is wrong in a request names its field."""
-    try:
-        return await handler(request)
-    except RefusedError as error:
-        return error.as_response()
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        response = RefusedError(error.status, "http_error", error.text or error.reason).as_response()
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
-    except Exception:
-        LOG.exception("%s %s failed", request.method, request.path)
-        return RefusedError(500, "internal_error", "the server failed; its log says why").as_response()
-
-
-@web.middleware
-async def preflights(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers a browser that asks whether another origin's page may send a request."""
-    if request.method == "OPTIONS" and _allowed_origin(request) is not None:
-        headers = {
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
-            "Access-Control-Max-Age": "600",
-        }
-        return web.Response(status=204, headers=headers)
-    return await handler(request)
-
-
-def _allowed_origin(request: web.Request) -> str | None:
-    origins, origin = request.app[SETTINGS].cors_origins, request.headers.get("Origin")
-    return origin if origin is not None and (origin in origins or "*" in origins) else None
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(SECURITY_HEADERS)
-    if request.app[SETTINGS].cors_origins:
-        response.headers["Vary"] = "Origin"
-        origin = _allowed_origin(request)
-        if origin is not None:
-            response.headers["Access-Control-Allow-Origin"] = origin
 
 
 def _page_file(name: str, content_type: str) -> Handler:

@@ -36,6 +36,7 @@ class InvalidRequestError(RefusedError, ValueError):
     def __init__(self, field: str, complaint: str) -> None:
         super().__init__(400, "invalid_request_error", f"{field}: {complaint}", param=field)
         self.field = field
+        self.complaint = complaint
 
 
 class ClientLeftError(Exception):

@@ -6,8 +6,9 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
-from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, WorkerStatus
+from nanochat_serve.protocols import BackendStatus, ChatEvent, ChatRequest, Prompt, WorkerStatus
 
 Answer = Callable[[ChatRequest, threading.Event], Iterator[ChatEvent]]
 """Writes one answer. It should look at the event between tokens and return once that is set."""
@@ -52,6 +53,7 @@ class _HandOver:
 class ThreadedBackend:
     """A `ChatBackend` that runs `answer(request, cancelled)` on one of `num_workers` threads; more requests wait.
 
+    It is called for each sample of a request, one after the other, with `params.n` 1.
     `answer` yields `TextDelta`, `ToolCall` and at last `Finished`, and raises `ContextLengthError` before the first of
     them for a conversation that is too long. What it raises is raised to whoever reads the stream. A thread that is
     `MAX_EVENTS_AHEAD` events ahead of its reader waits for it.
@@ -110,14 +112,22 @@ class ThreadedBackend:
         """On a worker's thread: one answer from its first event to its last."""
         hand_over.loop.call_soon_threadsafe(self._count, 1)
         try:
-            events = self._answer(request, hand_over.cancelled)
-            for event in events:
-                if not hand_over.put(event):
-                    break
-            if isinstance(events, Generator):
-                events.close()
+            for sample in range(request.params.n):
+                events = self._answer(_one_sample(request, sample), hand_over.cancelled)
+                for event in events:
+                    if not hand_over.put(event if isinstance(event, Prompt) else replace(event, sample=sample)):
+                        break
+                if isinstance(events, Generator):
+                    events.close()
         finally:
             hand_over.loop.call_soon_threadsafe(self._count, -1)
 
     def _count(self, change: int) -> None:
         self._num_running += change
+
+
+def _one_sample(request: ChatRequest, sample: int) -> ChatRequest:
+    """What one of a request's samples asks for: a seed of its own, and the prompt only once."""
+    seed = request.params.seed
+    seed = None if seed is None else (seed + sample * 0x9E3779B97F4A7C15) % (1 << 63)
+    return replace(request, params=replace(request.params, n=1, seed=seed), echo=request.echo and sample == 0)

@@ -52,6 +52,10 @@ class ServerMetrics:
         }
         for name, (meaning, value) in gauges.items():
             Gauge(f"nanochat_{name}", meaning, registry=registry).set_function(value)
+        self.wrong_keys = Counter("nanochat_wrong_keys", "Requests with a wrong API key", registry=registry)
+        self.refused_connections = Counter(
+            "nanochat_refused_connections", "Connections beyond the bounds", registry=registry
+        )
         self.num_tokens = 0
         self.num_requests = 0
 

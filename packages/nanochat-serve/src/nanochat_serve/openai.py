@@ -10,161 +10,181 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, check_key, json_body
-from nanochat_serve.answers import answering, spread
+from nanochat_serve.admission import BACKEND, SETTINGS, Place, admitted, json_body
+from nanochat_serve.answers import answering, prompt_of
 from nanochat_serve.errors import InvalidRequestError, RefusedError
-from nanochat_serve.protocols import ChatEvent, ChatRequest, Finished, TextDelta
-from nanochat_serve.settings import ServerSettings
+from nanochat_serve.fields import CHAT, DETOKENIZE, TEXT, TOKENIZE, Parsed, parse
+from nanochat_serve.guard import CLAMPED, salt_of
+from nanochat_serve.logprobs import chat_logprobs, prompt_logprobs, text_logprobs, text_of
+from nanochat_serve.messages import parse_messages
+from nanochat_serve.protocols import (
+    ChatEvent,
+    ChatRequest,
+    Finished,
+    Prompt,
+    SamplingParams,
+    TextDelta,
+    Token,
+    ToolCall,
+)
 from nanochat_serve.sse import Line, stream_answer
-from nanochat_serve.validation import checked_text, parse_request, parse_sampling, whole_number
-
-REFUSED: dict[str, tuple[object, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "best_of": (None, 1),
-}
-"""Fields this server cannot do, and the values with which they ask for nothing."""
 
 
 async def models(request: web.Request) -> web.Response:
     """The one model there is."""
-    check_key(request)
-    return web.json_response({"object": "list", "data": [_card(request.app[SETTINGS])]})
+    return web.json_response({"object": "list", "data": [_card(request.app)]})
 
 
 async def model(request: web.Request) -> web.Response:
     """The card of the model, under its name."""
-    check_key(request)
-    settings, name = request.app[SETTINGS], request.match_info["name"]
-    if name != settings.model_name:
-        message = f"there is no model {name!r}; this server has {settings.model_name!r}"
-        raise RefusedError(404, "model_not_found", message, param="model")
-    return web.json_response(_card(settings))
+    name, own = request.match_info["name"], request.app[SETTINGS].model_name
+    if name != own:
+        raise RefusedError(
+            404, "model_not_found", f"there is no model {name!r}; this server has {own!r}", param="model"
+        )
+    return web.json_response(_card(request.app))
 
 
-def _card(settings: ServerSettings) -> dict[str, Any]:
-    return {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "nanochat"}
+def _card(app: web.Application) -> dict[str, Any]:
+    settings, info = app[SETTINGS], app[BACKEND].status().model
+    defaults = {name: getattr(settings, name) for name in ("temperature", "top_k", "max_tokens")}
+    card = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "nanochat", "sampling": defaults}
+    return card | ({} if info is None else {"max_model_len": info.max_context, "context_length": info.max_context})
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    """What a client needs to know of the tokenizer, as vLLM says it."""
+    info = request.app[BACKEND].status().model
+    if info is None:
+        raise RefusedError(404, "http_error", "this server's model says nothing of its tokenizer")
+    names = {"bos_token": info.bos_token, "eos_token": info.end_token, "pad_token": info.end_token}
+    sizes = {"vocab_size": info.vocab_size, "model_max_length": info.max_context}
+    return web.json_response({"tokenizer_class": "nanochat", **names, **sizes, "chat_template": None})
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """The token ids of a text or a conversation."""
+    settings, length = request.app[SETTINGS], SamplingParams(max_tokens=0)
+    with admitted(request) as place:
+        body = await json_body(request)
+        parsed = parse(body, TOKENIZE, settings)
+        text = parsed["prompt"]
+        if text is None:
+            assert isinstance(body, Mapping)
+            messages = parse_messages(body.get("messages"), settings)
+            chat = ChatRequest(messages=messages, params=length, echo=True)
+        elif len(text) > settings.max_total_chars:
+            raise InvalidRequestError("prompt", f"has {len(text)} characters, limit {settings.max_total_chars}")
+        else:
+            chat = ChatRequest(prompt=text, params=length, echo=True)
+        tokens, info = (await prompt_of(request, place, chat)).tokens, request.app[BACKEND].status().model
+        if text is not None and parsed["add_special_tokens"] and info is not None and info.bos_id is not None:
+            tokens = (Token(info.bos_id, (info.bos_token or "").encode()), *tokens)
+        answer: dict[str, Any] = {"count": len(tokens), "max_model_len": info and info.max_context}
+        answer["tokens"] = [token.token_id for token in tokens]
+        answer["token_strs"] = [text_of(token) for token in tokens] if parsed["return_token_strs"] else None
+        return web.json_response(answer)
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """The text of token ids."""
+    with admitted(request) as place:
+        ids = parse(await json_body(request), DETOKENIZE, request.app[SETTINGS])["tokens"]
+        chat = ChatRequest(prompt=ids, params=SamplingParams(max_tokens=0), echo=True)
+        return web.json_response({"prompt": (await prompt_of(request, place, chat)).text if ids else ""})
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/chat/completions`. Tool calls happen on the server and are not shown; their answers are."""
-    check_key(request)
-    body, settings = _supported(await json_body(request)), request.app[SETTINGS]
-    return await _answer(request, body, spread(parse_chat(body, settings)), _Format.of("chat", body, settings))
+    """`POST /v1/chat/completions`. Tool calls happen on the server and are shown to who asks for them."""
+    with admitted(request) as place:
+        parsed = parse(await json_body(request), CHAT, request.app[SETTINGS])
+        logprobs = parsed["top_logprobs"] if parsed["logprobs"] else None
+        params = parsed.params(n=parsed["n"], logprobs=logprobs, prompt_logprobs=parsed["prompt_logprobs"])
+        chat = ChatRequest(
+            messages=parsed["messages"],
+            params=params,
+            echo=params.prompt_logprobs is not None,
+            salt=salt_of(request, parsed["cache_salt"]),
+        )
+        return await _answer(request, place, [chat], Form.of("chat", parsed, request))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/completions`: goes on from a text, or from each of several, as a base model does."""
-    check_key(request)
-    body, settings = _supported(await json_body(request)), request.app[SETTINGS]
-    samples = [sample for chat in parse_prompts(body, settings) for sample in spread(chat)]
-    return await _answer(request, body, samples, _Format.of("text", body, settings))
+    """`POST /v1/completions`: continues a text or token ids, or several of either, as a base model does."""
+    settings = request.app[SETTINGS]
+    with admitted(request) as place:
+        parsed = parse(await json_body(request), TEXT, settings)
+        n, logprobs, prompts = parsed["n"], parsed["logprobs"], parsed["prompt"]
+        if len(prompts) * n > settings.max_samples:
+            asked = len(prompts) * n
+            raise InvalidRequestError("prompt", f"with n asks for {asked} answers, limit {settings.max_samples}")
+        if (parsed["best_of"] or n) != n:
+            raise InvalidRequestError("best_of", "must be n: this server does not choose among answers")
+        scored = parsed["prompt_logprobs"]
+        scored = logprobs if scored is None and parsed["echo"] else scored
+        params = parsed.params(n=n, logprobs=logprobs, prompt_logprobs=scored)
+        echo, salt = parsed["echo"] or scored is not None, salt_of(request, parsed["cache_salt"])
+        chats = [ChatRequest(prompt=prompt, params=params, echo=echo, salt=salt) for prompt in prompts]
+        return await _answer(request, place, chats, Form.of("text", parsed, request))
 
 
-def parse_chat(body: Mapping[str, Any], settings: ServerSettings) -> ChatRequest:
-    """Their field names and message parts in ours; raises `InvalidRequestError` for what we cannot do."""
-    messages = body.get("messages")
-    if isinstance(messages, list):
-        messages = [_plain_message(message, index) for index, message in enumerate(messages)]
-    max_tokens = body.get("max_completion_tokens")
-    max_tokens = body.get("max_tokens") if max_tokens is None else max_tokens
-    return parse_request({**body, "messages": messages, "max_tokens": max_tokens}, settings, n=_n(body, settings))
+@dataclass(slots=True)
+class Choice:
+    """What one sample has said so far."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    prompt: Prompt | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    end: Finished | None = None
+    begun: bool = False
+    """Whether a chunk of it has gone out."""
+    num_chars: int = 0
+    """Of the tokens in the chunks so far."""
 
 
-def parse_prompts(body: Mapping[str, Any], settings: ServerSettings) -> list[ChatRequest]:
-    """A request for each prompt of `prompt`, a string or a list of them. Token ids are not taken."""
-    prompts, n = body.get("prompt", ""), _n(body, settings)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InvalidRequestError("prompt", "must be a string or a list of strings")
-    if len(prompts) * n > settings.max_samples:
-        raise InvalidRequestError("prompt", f"with n asks for {len(prompts) * n} answers, limit {settings.max_samples}")
-    num_chars = sum(map(len, prompts))
-    if num_chars > settings.max_total_chars:
-        raise InvalidRequestError("prompt", f"has {num_chars} characters, at most {settings.max_total_chars} are taken")
-    sampling = parse_sampling(body, settings)
-    return [ChatRequest(prompt=checked_text(prompt, "prompt"), n=n, **sampling) for prompt in prompts]
+@dataclass(slots=True)
+class More:
+    """What an event adds to a choice."""
+
+    index: int
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    end: Finished | None = None
 
 
-def _supported(body: object) -> Mapping[str, Any]:
-    if not isinstance(body, Mapping):
-        raise InvalidRequestError("body", "must be a JSON object")
-    for name, harmless in REFUSED.items():
-        if body.get(name) not in harmless:
-            raise InvalidRequestError(name, "is not supported by this server; leave it out")
-    for name, kind in (("stream", bool), ("stream_options", Mapping), ("model", str)):
-        if not isinstance(body.get(name), kind | None):
-            raise InvalidRequestError(name, f"must be a JSON {'object' if kind is Mapping else kind.__name__}")
-    return body
-
-
-def _n(body: Mapping[str, Any], settings: ServerSettings) -> int:
-    n = whole_number(body, "n", 1)
-    if not 1 <= n <= settings.max_samples:
-        raise InvalidRequestError("n", f"must be between 1 and {settings.max_samples}")
-    return n
-
-
-def _plain_message(message: object, index: int) -> object:
-    if not isinstance(message, Mapping):
-        return message
-    role, content = message.get("role"), message.get("content")
-    if isinstance(content, list):
-        for position, part in enumerate(content):
-            name = f"messages[{index}].content[{position}]"
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise InvalidRequestError(name, "must be a part of type text: this server reads nothing else")
-        content = "".join(part["text"] for part in content)
-    return {"role": "system" if role == "developer" else role, "content": content}
-
-
-async def _answer(
-    request: web.Request, body: Mapping[str, Any], samples: Sequence[ChatRequest], form: _Format
-) -> web.StreamResponse:
-    if body.get("stream"):
-        return await stream_answer(request, samples, _Chunks(form, len(samples)))
-    texts = [""] * len(samples)
-    ends: dict[int, Finished] = {}
-    async with answering(request, samples) as events:
-        async for index, event in events:
-            if isinstance(event, TextDelta):
-                texts[index] += event.text
-            elif isinstance(event, Finished):
-                ends[index] = event
-    choices = [form.choice(index, text, ends[index]) for index, text in enumerate(texts)]
-    return web.json_response(form.head(whole=True) | {"choices": choices, "usage": _usage(ends, form.n)})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Format:
-    """What differs between chats and texts, and what all objects of one answer share."""
+@dataclass(kw_only=True, slots=True)
+class Form:
+    """What differs between chats and texts, what all objects of one answer share, and what its samples have said."""
 
     kind: str
-    model_name: str
+    parsed: Parsed
+    place: Place | None = None
     n: int
-    """Answers to a prompt."""
-    with_usage: bool
-    """Whether a stream ends with the tokens that it took."""
+    """Samples of each prompt."""
+    with_logprobs: bool
+    with_tools: bool
+    model_name: str
+    shares_prefixes: bool
+    """Whether prefixes of other clients may be in the cache, so that their numbers are nobody's business."""
     token: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    choices: dict[int, Choice] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, kind: str, body: Mapping[str, Any], settings: ServerSettings) -> _Format:
-        options = body.get("stream_options") or {}
-        with_usage = bool(options.get("include_usage"))
-        return cls(kind=kind, model_name=settings.model_name, n=_n(body, settings), with_usage=with_usage)
+    def of(cls, kind: str, parsed: Parsed, request: web.Request) -> Form:
+        settings = request.app[SETTINGS]
+        request[CLAMPED] = parsed.clamped_header()
+        return cls(
+            kind=kind,
+            parsed=parsed,
+            n=parsed["n"],
+            with_logprobs=parsed["logprobs"] is not None and parsed["logprobs"] is not False,
+            with_tools=parsed["include_tool_calls"],
+            model_name=settings.model_name,
+            shares_prefixes=settings.prefix_sharing == "all",
+        )
 
     def head(self, *, whole: bool) -> dict[str, Any]:
         if self.kind == "chat":
@@ -173,58 +193,142 @@ class _Format:
             prefix, name = "cmpl", "text_completion"
         return {"id": f"{prefix}-{self.token}", "object": name, "created": self.created, "model": self.model_name}
 
-    def choice(self, index: int, text: str, end: Finished) -> dict[str, Any]:
-        """A whole answer."""
-        said = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
-        return {"index": index, **said, "finish_reason": end.reason, "logprobs": None}
+    def take(self, prompt: int, event: ChatEvent) -> list[More]:
+        """Adds an event to its choice, or to all of the prompt's; returns what is new in each."""
+        if isinstance(event, Prompt):
+            return [self._begin(prompt * self.n + sample, event) for sample in range(self.n)]
+        index = prompt * self.n + event.sample
+        choice = self.choices.get(index)
+        if choice is None:
+            choice = self.choices[index] = Choice()
+        if isinstance(event, TextDelta):
+            more = More(index, event.text, event.tokens)
+        elif isinstance(event, ToolCall):
+            call = {"index": len(choice.tools), "type": "python", "arguments": event.expression, "output": event.output}
+            more = More(index, tools=(call,))
+        else:
+            choice.end = event
+            more = More(index, tokens=(event.end,) if event.end is not None and self.kind == "text" else (), end=event)
+        choice.text += more.text
+        choice.tokens += more.tokens
+        choice.tools += more.tools
+        return [more]
 
-    def piece(self, index: int, text: str | None, *, first: bool, reason: str | None) -> dict[str, Any]:
-        """More of an answer, or its end."""
-        if self.kind == "chat":
-            delta = ({"role": "assistant"} if first else {}) | ({} if text is None else {"content": text})
-            return {"index": index, "delta": delta, "finish_reason": reason}
-        return {"index": index, "text": text or "", "finish_reason": reason, "logprobs": None}
+    def _begin(self, index: int, prompt: Prompt) -> More:
+        choice = self.choices.setdefault(index, Choice(prompt=prompt))
+        if self.kind == "chat" or not self.parsed["echo"]:
+            return More(index)
+        choice.text, choice.tokens = prompt.text, list(prompt.tokens)
+        return More(index, prompt.text, prompt.tokens)
+
+    def logprobs(self, tokens: Sequence[Token], start: int = 0) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return chat_logprobs(tokens) if self.kind == "chat" else text_logprobs(tokens, self.parsed["logprobs"], start)
+
+    def whole(self) -> dict[str, Any]:
+        """The answer in one."""
+        choices = []
+        for index, choice in sorted(self.choices.items()):
+            assert choice.end is not None
+            tools = {"executed_tools": choice.tools} if self.with_tools else {}
+            message = {"role": "assistant", "content": choice.text, "refusal": None} | tools
+            said = {"message": message} if self.kind == "chat" else {"text": choice.text} | tools
+            rest = {"finish_reason": choice.end.reason, "logprobs": self.logprobs(choice.tokens)}
+            choices.append({"index": index, **said, **rest} | self._scored(index, "text"))
+        return (
+            self.head(whole=True)
+            | {"choices": choices, "usage": self.usage()}
+            | self._scored(0, "chat")
+            | self.extras()
+        )
+
+    def _scored(self, index: int, kind: str) -> dict[str, Any]:
+        """Where vLLM has the prompt's: in the choices of texts, beside those of chats."""
+        prompt = self.choices[index].prompt
+        if self.kind != kind or prompt is None or self.parsed["prompt_logprobs"] is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(prompt.tokens)}
+
+    def extras(self) -> dict[str, Any]:
+        """What was clamped, and how fast it went."""
+        clamped = {"clamped": dict(self.parsed.clamped)} if self.parsed.clamped else {}
+        return clamped | {"timings": self.timings()}
+
+    def timings(self) -> dict[str, Any]:
+        """As in llama.cpp's server; the time for the prompt includes the wait for a row."""
+        assert self.place is not None
+        now, first = time.perf_counter(), self.place.first or self.place.start
+        usage = self.usage()
+        num_prompt = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        timings: dict[str, Any] = {}
+        spans = (
+            ("prompt", num_prompt, first - self.place.start),
+            ("predicted", usage["completion_tokens"], now - first),
+        )
+        for name, number, span_s in spans:
+            rate = round(number / span_s, 2) if span_s > 0 else None
+            timings |= {f"{name}_n": number, f"{name}_ms": round(1000 * span_s, 3), f"{name}_per_second": rate}
+        return timings
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of all samples; a prompt counts once, however many answers it gets."""
+        ends = {index: choice.end for index, choice in self.choices.items() if choice.end is not None}
+        prompts = [end for index, end in ends.items() if index % self.n == 0]
+        prompt_tokens = sum(end.prompt_tokens for end in prompts)
+        completion_tokens = sum(end.completion_tokens for end in ends.values())
+        cached = 0 if self.shares_prefixes else sum(end.cached_tokens for end in prompts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+async def _answer(request: web.Request, place: Place, chats: Sequence[ChatRequest], form: Form) -> web.StreamResponse:
+    form.place = place
+    if form.parsed["stream"]:
+        return await stream_answer(request, place, chats, _Chunks(form, sum(chat.params.n for chat in chats)))
+    async with answering(request, place, chats) as events:
+        async for prompt, event in events:
+            form.take(prompt, event)
+    return web.json_response(form.whole())
 
 
 class _Chunks:
     """The samples' events as chunks, all under one id; `[DONE]` after the last."""
 
-    def __init__(self, form: _Format, num_samples: int) -> None:
+    def __init__(self, form: Form, num_samples: int) -> None:
         self._form = form
-        self._num_samples = num_samples
+        self._num_open = num_samples
         self._head = form.head(whole=False)
-        self._begun: set[int] = set()
-        self._ends: dict[int, Finished] = {}
+        options = form.parsed["stream_options"]
+        self._with_usage = bool(options.get("include_usage"))
+        self._usage: dict[str, Any] = {"usage": None} if self._with_usage else {}
 
-    def __call__(self, index: int, event: ChatEvent) -> list[Line]:
-        first = index not in self._begun
-        if isinstance(event, TextDelta):
-            self._begun.add(index)
-            return [self._chunk(index, event.text, first=first)]
-        if not isinstance(event, Finished):
-            return []
-        self._ends[index] = event
-        lines: list[Line] = [self._chunk(index, None, first=first, reason=event.reason)]
-        if len(self._ends) == self._num_samples:
-            if self._form.with_usage:
-                lines.append(self._head | {"choices": [], "usage": _usage(self._ends, self._form.n)})
-            lines.append("[DONE]")
-        return lines
+    def __call__(self, prompt: int, event: ChatEvent) -> list[Line]:
+        chunks = [chunk for more in self._form.take(prompt, event) if (chunk := self._chunk(more)) is not None]
+        self._num_open -= isinstance(event, Finished)
+        if self._num_open:
+            return [*chunks]
+        if self._with_usage:
+            chunks.append(self._head | {"choices": [], "usage": self._form.usage()})
+        return [*chunks[:-1], chunks[-1] | self._form.extras(), "[DONE]"]
 
-    def _chunk(self, index: int, text: str | None, *, first: bool, reason: str | None = None) -> dict[str, Any]:
-        piece = self._form.piece(index, text, first=first, reason=reason)
-        usage = {"usage": None} if self._form.with_usage else {}
-        return self._head | {"choices": [piece]} | usage
-
-
-def _usage(ends: Mapping[int, Finished], n: int) -> dict[str, Any]:
-    """Tokens of all samples; a prompt counts once, however many answers it gets."""
-    prompts = [ends[index] for index in range(0, len(ends), n)]
-    prompt_tokens = sum(end.prompt_tokens for end in prompts)
-    completion_tokens = sum(end.completion_tokens for end in ends.values())
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in prompts)},
-    }
+    def _chunk(self, more: More) -> dict[str, Any] | None:
+        form, choice = self._form, self._form.choices[more.index]
+        tools = {"executed_tools": list(more.tools)} if more.tools and form.with_tools else {}
+        if not (more.text or more.tokens or tools or more.end):
+            return None
+        said: dict[str, Any] = {"text": more.text, **tools}
+        if form.kind == "chat":
+            content = tools if more.end is not None else {"content": more.text, **tools}
+            said = {"delta": content if choice.begun else {"role": "assistant", **content}}
+        logprobs = form.logprobs(more.tokens, choice.num_chars) if more.tokens or form.kind == "chat" else None
+        choice.begun = True
+        for token in more.tokens:
+            choice.num_chars += len(text_of(token))
+        reason = None if more.end is None else more.end.reason
+        entry = {"index": more.index, **said, "finish_reason": reason, "logprobs": logprobs}
+        return {**self._head, "choices": [entry], **self._usage}

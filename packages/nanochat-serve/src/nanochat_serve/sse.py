@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS
+from nanochat_serve.admission import SETTINGS, Place
 from nanochat_serve.answers import answering
 from nanochat_serve.errors import ClientLeftError, RefusedError
 from nanochat_serve.protocols import ChatEvent, ChatRequest
@@ -19,7 +19,7 @@ Line = dict[str, Any] | str
 """What stands on a `data:` line: JSON, or a word as it is."""
 
 Lines = Callable[[int, ChatEvent], list[Line]]
-"""From a sample's number and its event to the lines for it."""
+"""From a prompt's number and an event to the lines for it."""
 
 to_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` would make one a token
 
@@ -33,11 +33,13 @@ HEADERS = {
 }
 
 
-async def stream_answer(request: web.Request, samples: Sequence[ChatRequest], lines: Lines) -> web.StreamResponse:
+async def stream_answer(
+    request: web.Request, place: Place, chats: Sequence[ChatRequest], lines: Lines
+) -> web.StreamResponse:
     """Streams an answer; what goes wrong before its first line is raised as `RefusedError`, later it is the last line."""
     stream = EventStream(request)
     try:
-        async with answering(request, samples) as events, stream.heartbeats():
+        async with answering(request, place, chats) as events, stream.heartbeats():
             async for index, event in events:
                 for line in lines(index, event):
                     await stream.send(line)
@@ -64,8 +66,9 @@ class EventStream:
     async def send(self, line: Line) -> None:
         """Writes one line; raises `ClientLeftError` if nobody takes it."""
         text = line if isinstance(line, str) else to_json(line)
+        name = f"event: {line['type']}\n" if isinstance(line, dict) and "sequence_number" in line else ""
         self._spoke = True
-        await self._write(f"data: {text}\n\n".encode(errors="ignore"))
+        await self._write(f"{name}data: {text}\n\n".encode(errors="ignore"))
 
     @asynccontextmanager
     async def heartbeats(self) -> AsyncIterator[None]:

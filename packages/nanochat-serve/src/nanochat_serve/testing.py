@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from nanochat_serve.protocols import (
     BackendStatus,
@@ -11,7 +12,10 @@ from nanochat_serve.protocols import (
     ChatEvent,
     ChatRequest,
     Finished,
+    Prompt,
+    SamplingParams,
     TextDelta,
+    Token,
     WorkerStatus,
 )
 
@@ -33,26 +37,30 @@ class ScriptedBackend:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         self.requests.append(request)
         self.num_running += 1
-        completed = False
+        num_open = request.params.n
         try:
-            for event in self.events if self.events is not None else self._echo(request):
-                await self._pause()
-                if isinstance(event, Exception):
-                    raise event
-                completed = isinstance(event, Finished)
-                yield event
+            for sample in range(request.params.n):
+                for event in self.events if self.events is not None else self._echo(request):
+                    await self._pause()
+                    if isinstance(event, Exception):
+                        raise event
+                    num_open -= isinstance(event, Finished)
+                    yield event if isinstance(event, Prompt) or not sample else replace(event, sample=sample)
         finally:
             self.num_running -= 1
-            self.num_cancelled += int(not completed)
+            self.num_cancelled += int(num_open > 0)
 
     async def _pause(self) -> None:
         await asyncio.sleep(self.pause_s)
 
     def _echo(self, request: ChatRequest) -> list[ChatEvent]:
-        text = request.messages[-1]["content"] if request.prompt is None else request.prompt
-        words = str(text).split(" ")[: request.max_tokens]
+        said = request.messages[-1]["content"] if request.prompt is None else request.prompt
+        text = " ".join(map(str, said)) if isinstance(said, tuple) else str(said)
+        words = text.split(" ")[: request.params.max_tokens]
+        prompt = [Prompt(text, tuple(Token(i, word.encode()) for i, word in enumerate(text.split(" "))))]
         deltas = [TextDelta(word + (" " if i + 1 < len(words) else "")) for i, word in enumerate(words)]
-        return [*deltas, Finished(reason="stop", prompt_tokens=len(words), completion_tokens=len(words))]
+        done = Finished(reason="stop", prompt_tokens=len(words), completion_tokens=len(words))
+        return [*(prompt if request.echo else []), *deltas, done]
 
     def status(self) -> BackendStatus:
         worker = WorkerStatus(device="cpu", ready=self.ready, num_running=self.num_running, max_running=32)
@@ -65,7 +73,7 @@ class ScriptedBackend:
 async def check_chat_backend(backend: ChatBackend) -> None:
     """An answer ends with `Finished`, two answers can run at once, and one that is closed early lets the next run."""
     request = ChatRequest(
-        messages=({"role": "user", "content": "Hi"},), temperature=0.0, top_k=None, max_tokens=8, seed=1
+        messages=({"role": "user", "content": "Hi"},), params=SamplingParams(temperature=0.0, max_tokens=8, seed=1)
     )
     assert backend.status().workers, "a backend has at least one worker"
     answers = await asyncio.gather(*(_collect(backend, request) for _ in range(2)))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -19,12 +19,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any, BinaryIO, cast
 
+from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.frames import encode, event_to_json, request_from_json
+from nanochat_serve.logs import LOG, log_to_stderr, where
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, ContextLengthError
-
-LOG = logging.getLogger("nanochat_serve")
 
 GATHER_S = 0.001
 """How long events wait for others of the same step, so that all rows cross at once."""
@@ -34,6 +35,9 @@ BEAT_S = 1.0
 
 CLOSE_WITHIN_S = 2.0
 """How long closing the backend is waited for. It may be busy with what nobody needs any more, such as compiling."""
+
+PR_SET_PDEATHSIG = 1
+"""Of `linux/prctl.h`."""
 
 END_WITHIN_S = 10.0
 """How long closing the backend may take once nobody listens."""
@@ -48,6 +52,7 @@ class Worker:
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._events: list[list[Any]] = []
         self._flush_soon: asyncio.TimerHandle | None = None
+        self._failed = False
 
     def receive(self, frame: dict[str, Any]) -> None:
         """Begins an answer, or ends one early."""
@@ -66,11 +71,14 @@ class Worker:
             async with aclosing(cast(Any, self._backend.stream(request))) as events:
                 async for event in events:
                     self._send(request_id, event)
-        except ContextLengthError as error:
+        except (ContextLengthError, InvalidRequestError) as error:
             self._send(request_id, error)
         except Exception as error:
-            LOG.exception("an answer failed")
-            self._send(request_id, error)
+            LOG.error("an answer failed: %s", where(error))
+            if self._backend.status().ready:
+                self._send(request_id, error)
+            else:
+                self.fail()  # in place of the error: it ends all answers, once nothing is sent here any more
 
     def _send(self, request_id: int, event: ChatEvent | Exception) -> None:
         self._events.append([request_id, *event_to_json(event)])
@@ -85,11 +93,18 @@ class Worker:
         _say(self._out, {"events": events})
 
     async def beat(self) -> None:
-        """Says now and then that the worker lives, or that its backend does not, so that it is started again."""
-        while self._backend.status().ready:
+        """Says now and then that the worker lives, and how far it has got, or that its backend does not live."""
+        while (status := self._backend.status()).ready:
+            [worker] = status.workers
+            _say(self._out, {"beat": [worker.num_steps, worker.num_running + worker.num_waiting]})
             await asyncio.sleep(BEAT_S)
-            self.flush()
-        _say(self._out, {"failed": "its backend has failed"})
+        self.fail()
+
+    def fail(self) -> None:
+        """Says, once, that the backend has failed, so that the worker is replaced."""
+        if not self._failed:
+            self._failed = True
+            _say(self._out, {"failed": "its backend has failed"})
 
 
 async def serve(factory: str, arguments: dict[str, Any], commands: int, out: BinaryIO) -> None:
@@ -119,7 +134,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
 
 async def _answer(backend: ChatBackend, frames: asyncio.Queue[dict[str, Any] | None], out: BinaryIO) -> None:
     [status] = backend.status().workers
-    _say(out, {"ready": {"max_running": status.max_running}})
+    _say(out, {"ready": {"max_running": status.max_running, "model": status.model and asdict(status.model)}})
     worker = Worker(backend, out)
     beat = asyncio.create_task(worker.beat())
     while (frame := await frames.get()) is not None:
@@ -157,11 +172,21 @@ def _read(commands: int, loop: asyncio.AbstractEventLoop, frames: asyncio.Queue[
         loop.call_soon_threadsafe(frames.put_nowait, None)
 
 
+def _die_with_parent() -> None:
+    """Has the kernel kill this process with the server's, even while it is stopped and hears of nothing; on Linux."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent != os.getppid():  # it has died already
+            os._exit(0)
+
+
 def main() -> None:
     # Ctrl-C reaches the whole process group, and some service managers signal all processes: the server decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _die_with_parent()
+    log_to_stderr()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     factory, arguments = sys.argv[1], json.loads(sys.argv[2])

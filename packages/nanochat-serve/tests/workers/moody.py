@@ -4,12 +4,15 @@ import asyncio
 import os
 import threading
 import time
+from dataclasses import replace
 
-from nanochat_serve import ContextLengthError, Finished, TextDelta
+from nanochat_serve import BackendStatus, ContextLengthError, Finished, TextDelta
 from nanochat_serve.testing import ScriptedBackend
 
 
 class Moody(ScriptedBackend):
+    steps = None
+
     async def stream(self, request):
         said = str(request.messages[-1]["content"])
         if said == "die":
@@ -23,6 +26,12 @@ class Moody(ScriptedBackend):
         if said == "fail":
             self.ready = False
             await asyncio.sleep(3600)
+        if said == "hang":
+            self.steps, self.num_running = 7, 1  # and no more of them
+            await asyncio.sleep(3600)
+        if said == "fail at once":
+            self.ready = False
+            raise RuntimeError("its engine is gone")
         if said == "freeze":
             time.sleep(3600)
         if said == "wait":
@@ -42,6 +51,10 @@ class Moody(ScriptedBackend):
             return
         async for event in super().stream(request):
             yield event
+
+    def status(self):
+        [worker] = super().status().workers
+        return BackendStatus(workers=(replace(worker, num_steps=self.steps),))
 
     async def aclose(self):
         if self.busy:

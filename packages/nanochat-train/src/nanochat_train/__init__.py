@@ -1,4 +1,4 @@
-"""Training for nanochat: MuonAdamW, the depth recipe, the training loop, rollouts, checkpoints, metrics and evaluations."""
+"""Training for nanochat: MuonAdamW, the depth recipe, one loop for every stage, checkpoints, metrics and evaluations."""
 
 from nanochat_train import schedules, state
 from nanochat_train.bpb import BitsPerByte, bits_per_byte
@@ -16,85 +16,39 @@ from nanochat_train.checkpoints import (
 from nanochat_train.core import Candidate, CoreResult, LogLikelihood, TaskResult, evaluate_core
 from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.groups import param_groups
-from nanochat_train.loop import Stage, StepRates, StepReport, TrainingLoop
-from nanochat_train.loss_scale import LossScale
-from nanochat_train.metrics import (
+from nanochat_train.loggers import (
     Ema,
-    JsonlSink,
-    MetricSink,
-    PlainSink,
-    ProgressSink,
-    Sinks,
-    TensorBoardSink,
-    WandbSink,
-    console_sink,
+    JsonlLogger,
+    Logger,
+    Loggers,
+    PlainLogger,
+    ProfileLogger,
+    ProgressLogger,
+    TensorBoardLogger,
+    TrackerLogger,
+    console_logger,
     read_metrics,
 )
 from nanochat_train.optim import MuonAdamW
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel, WeightedBatch
 from nanochat_train.recipe import Rates, Recipe
-from nanochat_train.rollouts import Group, Rollout, RolloutLoader, RolloutStatistics
+from nanochat_train.rollouts import Group, Rollout, RolloutBatch, RolloutLoader, RolloutStatistics, policy_weights
+from nanochat_train.run import Evaluated, Evaluation, Run
+from nanochat_train.run_folder import RunFolder
+from nanochat_train.schedules import FineTuning, PolicyGradient, Pretraining, Schedule, StepRates
 from nanochat_train.sharded import ShardedMuonAdamW
-from nanochat_train.stages import FineTuning, PolicyGradient, Pretraining
+from nanochat_train.trainer import StepReport, Trainer, rows_that_fit
 from nanochat_train.world import World
 
+# fmt: off
 __all__ = [
-    "CHAT_CORE",
-    "Answer",
-    "Batch",
-    "BatchLoader",
-    "BitsPerByte",
-    "Candidate",
-    "ChatResult",
-    "CheckpointError",
-    "Chooser",
-    "CoreResult",
-    "Ema",
-    "EvaluationLog",
-    "FineTuning",
-    "Group",
-    "JsonlSink",
-    "LogLikelihood",
-    "LossScale",
-    "MetricSink",
-    "MuonAdamW",
-    "PlainSink",
-    "PolicyGradient",
-    "Pretraining",
-    "ProgressSink",
-    "Rates",
-    "Recipe",
-    "Rollout",
-    "RolloutLoader",
-    "RolloutStatistics",
-    "ShardedMuonAdamW",
-    "Sinks",
-    "Stage",
-    "StepRates",
-    "StepReport",
-    "TaskResult",
-    "TensorBoardSink",
-    "TrainableModel",
-    "TrainingLoop",
-    "TrainingState",
-    "WandbSink",
-    "WeightedBatch",
-    "World",
-    "Writer",
-    "bits_per_byte",
-    "chat_core",
-    "console_sink",
-    "evaluate_chat",
-    "evaluate_core",
-    "list_steps",
-    "load_meta",
-    "load_training_state",
-    "param_groups",
-    "pass_at_k",
-    "read_metrics",
-    "save_checkpoint",
-    "schedules",
-    "state",
-    "step_directory",
+    "CHAT_CORE", "Answer", "Batch", "BatchLoader", "BitsPerByte", "Candidate", "ChatResult", "CheckpointError", "Chooser",
+    "CoreResult", "Ema", "Evaluated", "Evaluation", "EvaluationLog", "FineTuning", "Group", "JsonlLogger", "LogLikelihood",
+    "Logger", "Loggers", "MuonAdamW", "PlainLogger", "PolicyGradient", "Pretraining", "ProfileLogger", "ProgressLogger",
+    "Rates", "Recipe", "Rollout", "RolloutBatch", "RolloutLoader", "RolloutStatistics", "Run", "RunFolder", "Schedule",
+    "ShardedMuonAdamW", "StepRates", "StepReport", "TaskResult", "TensorBoardLogger", "TrackerLogger", "TrainableModel",
+    "Trainer", "TrainingState", "WeightedBatch", "World", "Writer", "bits_per_byte", "chat_core", "console_logger",
+    "evaluate_chat", "evaluate_core", "list_steps", "load_meta", "load_training_state", "param_groups", "pass_at_k",
+    "policy_weights", "read_metrics", "rows_that_fit", "save_checkpoint", "schedules", "state", "step_directory",
     "verify_checkpoint",
 ]

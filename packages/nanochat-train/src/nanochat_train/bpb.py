@@ -34,21 +34,21 @@ def bits_per_byte(
 ) -> BitsPerByte:
     """Evaluates `model` over `batches`; token_byte_lengths (V,) is 0 for special tokens, which count neither way.
 
-    Ignored targets (-1) count neither way. Sums are float64, over all ranks of `world`, each with batches of its own. Raises
-    `ValueError` where no byte is left.
+    Ignored targets (-1) count neither way. Losses are summed in float32 within a batch and in float64 over batches and ranks,
+    each of which has batches of its own. Raises `ValueError` where no byte is left.
     """
     lengths = token_byte_lengths.to(device, torch.int64)
-    nats, num_bytes, num_tokens = 0.0, 0, 0
+    nats, counts = [torch.zeros((), device=device)], [torch.zeros(2, dtype=torch.int64, device=device)]
     for batch in batches:
         targets = torch.from_numpy(batch.targets).to(device, torch.int64)
         losses = model.loss(torch.from_numpy(batch.inputs).to(device, torch.int64), targets, reduction="none")
         target_bytes = torch.where(targets >= 0, lengths[targets.clamp(min=0)], 0)
-        counted = target_bytes > 0
-        nats += float((losses.double() * counted).sum())
-        num_bytes += int(target_bytes.sum())
-        num_tokens += int(counted.sum())
-    totals = (world or World()).sum(nats, num_bytes, num_tokens, device=device)
-    nats, num_bytes, num_tokens = totals[0], int(totals[1]), int(totals[2])
+        nats.append((losses.float() * (target_bytes > 0)).sum())
+        counts.append(torch.stack([target_bytes.sum(), (target_bytes > 0).sum()]))
+    # On the CPU, for MPS has no float64; and only once, for reading waits for the device.
+    own = torch.stack(nats).cpu().double().sum(), *torch.stack(counts).cpu().sum(0)
+    total_nats, num_bytes, num_tokens = (world or World()).sum(*map(float, own))
     if num_bytes == 0:
         raise ValueError("there is no text to evaluate: every target is a special token or ignored")
-    return BitsPerByte(bpb=nats / math.log(2) / num_bytes, nats=nats, num_bytes=num_bytes, num_tokens=num_tokens)
+    bpb = total_nats / math.log(2) / num_bytes
+    return BitsPerByte(bpb=bpb, nats=total_nats, num_bytes=int(num_bytes), num_tokens=int(num_tokens))

@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.world import World
 
@@ -113,7 +111,6 @@ def evaluate_chat(
     grading_threads: int = 2,
     log: EvaluationLog | None = None,
     world: World | None = None,
-    device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ChatResult:
     """Puts the first `max_problems` of a task to the model, shared out over the ranks of `world`.
@@ -138,7 +135,7 @@ def evaluate_chat(
         on_progress(len(entries), len(mine))
     if baseline is None:
         baseline = CHAT_CORE.get(name, 0.0)
-    return _result(name, entries, baseline, world, device)
+    return _result(name, entries, baseline, world)
 
 
 def _chosen(
@@ -200,14 +197,12 @@ def _problem(name: str, index: int, conversation: Any) -> dict[str, Any]:
     return {"task": name, "index": index, "messages": messages, "reference": reference["content"]}
 
 
-def _result(
-    name: str, entries: Sequence[Mapping[str, Any]], baseline: float, world: World, device: torch.device | str
-) -> ChatResult:
+def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, world: World) -> ChatResult:
     """The scores of all ranks' problems."""
     entries = sorted(entries, key=lambda entry: entry["index"])  # sums must not depend on what was done first
     counts = [(len(entry["right"]), sum(entry["right"])) for entry in entries]
     # A rank without problems does not know how many samples there are.
-    num_samples = int(max(world.gather(max((n for n, _ in counts), default=0), device=device)))
+    num_samples = int(max(world.gather(max((n for n, _ in counts), default=0))))
     ks = sorted({*(2**i for i in range(num_samples.bit_length())), num_samples} & set(range(1, num_samples + 1)))
     shares = [right / n for n, right in counts]
     finished = [reason for entry in entries for reason in entry["finished"]]
@@ -219,7 +214,6 @@ def _result(
         finished.count("length"),
         sum(set(entry["finished"]) <= {"no room", "no answer"} for entry in entries),
         *(sum(pass_at_k(n, right, k) for n, right in counts) for k in ks),
-        device=device,
     )
     num_problems, num_answers, total, squares, cut_off, unanswered, *passed = sums
     if not num_problems:

@@ -1,7 +1,8 @@
 """Checkpoint directories: each appears whole, by rename, with a checksum of every file, or not at all.
 
-`step_000600/` holds what the writers put there (model files, `tokenizer/`), `meta.json`, `training/` where a run can go on
-from it, and `manifest.json`. Weights and optimizer are safetensors, the rest JSON: reading one runs no code.
+`step_000600/` holds what the writers put there (model files, `tokenizer/`), `meta.json`, `training/` where a run can resume
+from it, and `manifest.json`; `outcome.json` with the step's scores comes later, and is the only file that may change.
+Weights and optimizer are safetensors, the rest JSON: reading one runs no code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 META_FILE = "meta.json"
+OUTCOME_FILE = "outcome.json"
 
 Writer = Callable[[Path], None]
 """Puts files into the directory it is given."""
@@ -52,10 +54,13 @@ def save_checkpoint(
 ) -> Path:
     """Writes `root/step_<step>` and returns it. On any failure what was there stays, and `CheckpointError` says why.
 
-    With `keep_last`, older checkpoints beyond that many are removed once the new one is complete, but not that of step
-    `keep_also`, which may be the best.
+    A complete checkpoint of this step by the same run (`run_id` of `meta`) stays as it is; that of an older run makes room.
+    With `keep_last`, older checkpoints of the run beyond that many are removed once the new one is complete, but not that of
+    step `keep_also`, which may be the best.
     """
     directory = step_directory(root, step)
+    if (directory / MANIFEST_FILE).is_file() and load_meta(directory).get("run_id") == meta.get("run_id"):
+        return directory
     temporary = root / f".{directory.name}.tmp-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ def save_checkpoint(
             _write_json(temporary / "training/state.json", training.values)
         _write_json(temporary / MANIFEST_FILE, {"format_version": FORMAT_VERSION, "files": _describe_files(temporary)})
         _sync(temporary)
-        _swap_in(temporary, directory)
+        _move_in(temporary, directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -99,12 +104,14 @@ def step_directory(root: Path, step: int) -> Path:
     return root / f"step_{step:06d}"
 
 
-def list_steps(root: Path) -> list[int]:
-    """Steps of the complete checkpoints under `root`, ascending."""
-    if not root.is_dir():
-        return []
-    matches = [re.fullmatch(r"step_(\d{6,})", path.name) for path in root.iterdir() if (path / MANIFEST_FILE).is_file()]
-    return sorted(int(match[1]) for match in matches if match)
+def list_steps(root: Path, *, newest_run: bool = True) -> list[int]:
+    """Steps of the complete checkpoints under `root`, ascending: those of the run started last, or of all."""
+    runs: dict[int, str] = {}
+    for path in root.glob("step_*"):
+        if re.fullmatch(r"step_\d{6,}", path.name) and (path / MANIFEST_FILE).is_file():
+            runs[int(path.name[5:])] = load_meta(path).get("run_id", "") if newest_run else ""
+    newest = max(runs.values(), default="")
+    return sorted(step for step, run_id in runs.items() if run_id == newest)
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -124,8 +131,16 @@ def verify_checkpoint(directory: Path) -> None:
 
 
 def load_meta(directory: Path) -> dict[str, Any]:
-    """`meta.json`: step, stage, settings, scores, fingerprints."""
-    return _read_json(directory / META_FILE)
+    """`meta.json` (step, stage, settings, fingerprints) with what was measured of the step since it was saved."""
+    outcome = _read_json(directory / OUTCOME_FILE) if (directory / OUTCOME_FILE).is_file() else {}
+    return {**_read_json(directory / META_FILE), **outcome}
+
+
+def add_outcome(directory: Path, *, scores: Mapping[str, float], finished: bool) -> None:
+    """Puts scores, and whether its run ended with it, beside a checkpoint's files."""
+    temporary = directory / f".{OUTCOME_FILE}.tmp"
+    _write_json(temporary, {"scores": dict(scores), "finished": finished})
+    temporary.replace(directory / OUTCOME_FILE)
 
 
 def load_training_state(directory: Path) -> TrainingState:
@@ -133,7 +148,7 @@ def load_training_state(directory: Path) -> TrainingState:
     path = directory / "training/optimizer.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"{directory} holds no training state: a run cannot go on from it, only start from its weights"
+            f"{directory} holds no training state: a run cannot resume from it, only start from its weights"
         )
     try:
         tensors = load_file(path)
@@ -167,28 +182,20 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _swap_in(temporary: Path, directory: Path) -> None:
-    """Renames into place; a checkpoint of the same step steps aside first and is removed last."""
-    aside = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-    if directory.exists():
-        directory.rename(aside)
-    try:
-        temporary.rename(directory)
-    except OSError:
-        if aside.exists():
-            aside.rename(directory)
-        raise
+def _move_in(temporary: Path, directory: Path) -> None:
+    """Renames into place, which nothing but a checkpoint of an older run may occupy."""
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
     if os.name != "nt":
         descriptor = os.open(directory.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Clears up after processes that died while saving; one killed between two renames gets its old checkpoint back."""
+    """Clears up after processes that died while saving; what an earlier version had moved aside comes back."""
     for path in root.glob(".step_*"):
         name, _, pid = path.name.rpartition("-")
         if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):

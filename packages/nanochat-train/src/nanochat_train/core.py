@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from nanochat_train.evaluation_log import EvaluationLog
 from nanochat_train.world import World
 
@@ -146,10 +144,9 @@ def evaluate_core(
     max_tokens: int | None = None,
     log: EvaluationLog | None = None,
     world: World | None = None,
-    device: torch.device | str = "cpu",
     on_task: Callable[[TaskResult], None] = lambda result: None,
 ) -> CoreResult:
-    """Scores every item of every task, shared out over the ranks of `world`, whose sums are made on `device`.
+    """Scores every item of every task, shared out over the ranks of `world`.
 
     Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets a line an item; items that are in
     it already are not done again.
@@ -167,7 +164,7 @@ def evaluate_core(
                 log.append(new)
             entries += new
         counts = [sum(bool(entry.get(name)) for entry in entries) for name in ("right", "cropped", "undecided")]
-        totals = [int(total) for total in world.sum(len(entries), *counts, device=device)]
+        totals = [int(total) for total in world.sum(len(entries), *counts)]
         result = replace(
             task_result(task.label, totals[1], totals[0], task.baseline), num_cropped=totals[2], num_undecided=totals[3]
         )

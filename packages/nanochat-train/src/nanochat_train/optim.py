@@ -128,6 +128,14 @@ class MuonAdamW(torch.optim.Optimizer):
         self._reduce()
         return self.grad_norm
 
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies the reduced gradients, which `step` takes next, with a factor that is the same on all ranks."""
+        torch._foreach_mul_(self._reduced_gradients(), factor)
+
+    def _reduced_gradients(self) -> list[Tensor]:
+        return [param.grad for param in self.all_params() if param.grad is not None]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self._reduced = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,18 @@ from torch.nn import Parameter
 class TrainableModel(Protocol):
     """A model that knows its loss and the roles of its parameters."""
 
-    def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-        """Cross-entropy in nats of (B, T) targets given (B, T) ids; -1 is ignored; `none` gives (B, T)."""
+    def loss(
+        self,
+        token_ids: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
+        """Cross-entropy in nats of (B, T) targets given (B, T) ids, each times its weight (B, T); -1 is ignored.
+
+        `none` gives (B, T); `mean` divides the sum by the number of targets.
+        """
         ...
 
     def param_roles(self) -> dict[str, list[Parameter]]:
@@ -24,7 +34,7 @@ class TrainableModel(Protocol):
 
 
 class Batch(Protocol):
-    """Rows of token ids and the ids that follow them; -1 in targets is not supervised."""
+    """Rows of token ids and the ids that follow them; -1 in targets is ignored."""
 
     @property
     def inputs(self) -> NDArray[np.int32]:
@@ -42,9 +52,11 @@ class Batch(Protocol):
         ...
 
 
-@runtime_checkable
 class WeightedBatch(Batch, Protocol):
-    """A batch whose objective is the sum of its tokens' losses, each times a weight, over all batches of a step."""
+    """A batch whose objective is the sum of its tokens' losses, each times a weight, over all batches of a step.
+
+    The trainer takes any batch with `weights` that are not None as one.
+    """
 
     @property
     def weights(self) -> NDArray[np.float32]:

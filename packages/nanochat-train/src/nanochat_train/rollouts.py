@@ -28,7 +28,9 @@ class Rollout:
     mask: Sequence[int]
     """1 where the model sampled the token; 0 for the prompt and what a tool wrote."""
     reward: float
-    cut_off: bool = False
+    logprobs: Sequence[float] = ()
+    """Log probabilities in nats of the sampled tokens, when they were sampled, where they are known."""
+    truncated: bool = False
     """Whether the answer came to the limit instead of its end."""
 
     @property
@@ -44,43 +46,82 @@ Collect = Callable[[Sequence[int], Sequence[int]], Sequence[Group]]
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Rows of answers, padded to the longest; see `WeightedBatch`."""
+    """Rows of answers (B, T), padded to the longest; see `WeightedBatch`."""
 
     inputs: NDArray[np.int32]
     targets: NDArray[np.int32]
     weights: NDArray[np.float32]
-    num_tokens: int
+    logprobs: NDArray[np.float32]
+    """Of the targets, when they were sampled; 0 where there is none."""
+    num_tokens: int = 0
+    token_share: float = 0.0
+    """What a token's weight is per unit of its answer's advantage."""
+
+
+def policy_weights(
+    batch: RolloutBatch,
+    logprobs: NDArray[np.float32],
+    *,
+    clip_ratio: float | None = None,
+    reference: NDArray[np.float32] | None = None,
+    kl_coef: float = 0.0,
+) -> NDArray[np.float32]:
+    """The weights (B, T) whose weighted loss has the gradient of PPO's clipped objective, and of a penalty on the KL.
+
+    `logprobs` (B, T) are the targets' under the weights as they are, `reference` under those not to stray from. A token's
+    probability ratio to when it was sampled multiplies its weight, which is 0 where the ratio has left 1 +- `clip_ratio`
+    (arXiv 1707.06347). The KL is estimated by e^d - d - 1, d = reference - logprobs (Schulman 2020).
+    """
+    weights = batch.weights
+    if clip_ratio is not None:
+        ratio = np.exp(logprobs - batch.logprobs)
+        left = np.where(weights > 0, ratio > 1 + clip_ratio, ratio < 1 - clip_ratio)
+        weights = np.where(left, 0, weights * ratio)
+    if reference is not None:
+        weights = weights - kl_coef * batch.token_share * (1 - np.exp(reference - logprobs))
+    return np.where(batch.targets != -1, weights, 0).astype(np.float32)
 
 
 @dataclass(slots=True)
 class RolloutStatistics:
-    """Sums over the rollouts of a step."""
+    """Sums over the rollouts of a step, as first sampled."""
 
     num_rollouts: int = 0
     reward: float = 0.0
     num_sampled: int = 0
-    num_cut_off: int = 0
+    num_truncated: int = 0
+    nll: float = 0.0
+    num_scored: int = 0
     num_groups: int = 0
-    num_useful_groups: int = 0
-    """Groups whose rewards differ: the others teach nothing."""
+    num_nonzero: int = 0
+    """Groups whose rewards differ: the others have no advantage to learn from."""
+    num_resampled: int = 0
 
     def add(self, group: Group) -> None:
         self.num_groups += 1
-        self.num_useful_groups += is_useful(group)
+        self.num_nonzero += has_advantages(group)
         self.num_rollouts += len(group)
-        self.reward += sum(rollout.reward for rollout in group)
-        self.num_sampled += sum(rollout.num_sampled for rollout in group)
-        self.num_cut_off += sum(rollout.cut_off for rollout in group)
+        for rollout in group:
+            self.reward += rollout.reward
+            self.num_sampled += rollout.num_sampled
+            self.num_truncated += rollout.truncated
+            self.nll -= sum(rollout.logprobs)
+            self.num_scored += len(rollout.logprobs)
 
     def means(self, world: World | None = None) -> dict[str, float]:
-        """`reward`, `length` (sampled tokens an answer), `cut_off` and `useful_groups` (shares), over all ranks."""
-        sums = (self.num_rollouts, self.reward, self.num_sampled, self.num_cut_off, self.num_groups)
-        rollouts, reward, sampled, cut_off, groups, useful = (world or World()).sum(*sums, self.num_useful_groups)
+        """Over all ranks `reward`, `length` (sampled tokens per answer), shares of `truncated` answers, `nonzero_groups` and
+        `resampled_groups`; `entropy` in nats per token, estimated by the NLL of what was sampled, where that is known.
+        """
+        sums = (world or World()).sum(*(getattr(self, name) for name in self.__slots__))
+        of = dict(zip(self.__slots__, sums, strict=True))
+        rollouts, groups = max(of["num_rollouts"], 1), max(of["num_groups"], 1)
         return {
-            "reward": reward / max(rollouts, 1),
-            "length": sampled / max(rollouts, 1),
-            "cut_off": cut_off / max(rollouts, 1),
-            "useful_groups": useful / max(groups, 1),
+            "reward": of["reward"] / rollouts,
+            "length": of["num_sampled"] / rollouts,
+            "truncated": of["num_truncated"] / rollouts,
+            "nonzero_groups": of["num_nonzero"] / groups,
+            "resampled_groups": of["num_resampled"] / groups,
+            **({"entropy": of["nll"] / of["num_scored"]} if of["num_scored"] else {}),
         }
 
 
@@ -88,7 +129,8 @@ class RolloutLoader:
     """The batches of step after step: `batches_per_step` of them, sampled when the first is asked for.
 
     Which examples a step has, and the seeds they are sampled with, are pure functions of `seed` and the step, the same
-    for any number of ranks; a rank samples its share. `identity` says what a saved position belongs to.
+    for any number of ranks; a rank samples its share. A group whose rewards tie is replaced by one of another example, up to
+    `max_resamples` times. `adjust` may give each batch other weights. `identity` says what a saved position belongs to.
     """
 
     def __init__(
@@ -102,6 +144,8 @@ class RolloutLoader:
         pad_id: int,
         seed: int,
         identity: Mapping[str, str | int],
+        max_resamples: int = 0,
+        adjust: Callable[[RolloutBatch], NDArray[np.float32]] | None = None,
         world: World | None = None,
     ) -> None:
         self.world = world or World()
@@ -113,19 +157,19 @@ class RolloutLoader:
             raise ValueError(f"num_samples={num_samples} must be at least 2: one answer alone has no advantage")
         if rows_per_batch < 1:
             raise ValueError(f"rows_per_batch={rows_per_batch} must be at least 1")
-        self._collect = collect
-        self._num_examples = num_examples
-        self._examples_per_step = examples_per_step
-        self._num_samples = num_samples
+        self._collect, self._adjust = collect, adjust
+        self._num_examples, self._examples_per_step, self._num_samples = num_examples, examples_per_step, num_samples
         self._rows = min(rows_per_batch, num_samples)
         self._pad_id = pad_id
         self._seed = seed
+        self._max_resamples = max_resamples
         self._identity = {
             **identity,
             "seed": seed,
             "examples": num_examples,
             "examples_per_step": examples_per_step,
             "num_samples": num_samples,
+            "max_resamples": max_resamples,
         }
         self._step = 0
         self._pending: deque[RolloutBatch] = deque()
@@ -136,7 +180,7 @@ class RolloutLoader:
 
     @property
     def batches_per_step(self) -> int:
-        """On each rank; the number of micro-batches that the loop accumulates."""
+        """On each rank; the number of micro-batches that the trainer accumulates."""
         return self._examples_per_step // self.world.size * math.ceil(self._num_samples / self._rows)
 
     def __iter__(self) -> Self:
@@ -145,14 +189,14 @@ class RolloutLoader:
     def __next__(self) -> RolloutBatch:
         if not self._pending:
             self._sample_step()
-        return self._pending.popleft()
+        batch = self._pending.popleft()
+        return batch if self._adjust is None or not batch.num_tokens else replace(batch, weights=self._adjust(batch))
 
     def examples(self, step: int) -> list[int]:
         """Indices of a step's examples: the task is shuffled anew for each time through it."""
         first = step * self._examples_per_step
         positions = range(first, first + self._examples_per_step)
-        epochs = {position // self._num_examples for position in positions}
-        orders = {epoch: self._order(epoch) for epoch in epochs}
+        orders = {epoch: self._order(epoch) for epoch in {position // self._num_examples for position in positions}}
         return [orders[position // self._num_examples][position % self._num_examples] for position in positions]
 
     def _order(self, epoch: int) -> list[int]:
@@ -161,22 +205,32 @@ class RolloutLoader:
         return order
 
     def _sample_step(self) -> None:
-        indices = self.examples(self._step)
-        seeds = [random.Random(f"{self._seed} {self._step} {place}").getrandbits(31) for place in range(len(indices))]
-        mine = slice(self.world.rank, None, self.world.size)
-        self.groups = self._collect(indices[mine], seeds[mine])
+        examples = self.examples(self._step)
+        mine = range(self.world.rank, len(examples), self.world.size)
+        draws = {place: random.Random(f"{self._seed} {self._step} {place}") for place in mine}
+        self.statistics, groups = RolloutStatistics(), dict[int, Group]()
+        for attempt in range(1 + self._max_resamples):
+            tied = [place for place in mine if not has_advantages(groups.get(place, ()))]
+            if not tied:
+                break
+            seeds = [draws[place].getrandbits(31) for place in tied]
+            sampled = self._collect([examples[place] for place in tied], seeds)
+            for place, group in zip(tied, sampled, strict=True):
+                assert len(group) == self._num_samples
+                groups[place] = group
+                examples[place] = draws[place].randrange(self._num_examples)  # for the next attempt, if there is one
+                if attempt == 0:
+                    self.statistics.add(group)
+            self.statistics.num_resampled += len(tied) if attempt else 0
         self._step += 1
-        self.statistics = RolloutStatistics()
-        for group in self.groups:
-            assert len(group) == self._num_samples
-            self.statistics.add(group)
-            self._pending += self._batches(group)
+        self.groups = list(groups.values())
+        self._pending.extend(batch for group in self.groups for batch in self._batches(group))
 
     def _batches(self, group: Group) -> list[RolloutBatch]:
         """A group in passes of a few rows; the objective's weight is shared out evenly over all passes of the step."""
         parts = [group[first : first + self._rows] for first in range(0, len(group), self._rows)]
-        if not is_useful(group):
-            # Nothing to learn, but the loop counts on its micro-batches: a single ignored token costs nothing.
+        if not has_advantages(group):
+            # Nothing to learn, but the trainer counts on its micro-batches, and leaves out those without a target.
             return [self._blank(1, 1) for _ in parts]
         mean = sum(rollout.reward for rollout in group) / len(group)
         share = 1 / (len(parts) * self._examples_per_step)
@@ -184,20 +238,23 @@ class RolloutLoader:
 
     def _batch(self, part: Group, mean_reward: float, share: float) -> RolloutBatch:
         batch = self._blank(len(part), max(len(rollout.token_ids) for rollout in part) - 1)
-        num_sampled = sum(rollout.num_sampled for rollout in part)
+        token_share = share / max(sum(rollout.num_sampled for rollout in part), 1)
         for row, rollout in enumerate(part):
-            ids, sampled = np.asarray(rollout.token_ids, np.int32), np.asarray(rollout.mask)
-            batch.inputs[row, : len(ids) - 1] = ids[:-1]
-            batch.targets[row, : len(ids) - 1] = np.where(sampled[1:] == 1, ids[1:], -1)
-            batch.weights[row] = (rollout.reward - mean_reward) * share / max(num_sampled, 1)
-        return replace(batch, num_tokens=sum(len(rollout.token_ids) - 1 for rollout in part))
+            ids, sampled = np.asarray(rollout.token_ids, np.int32), np.asarray(rollout.mask) == 1
+            end = len(ids) - 1
+            batch.inputs[row, :end] = ids[:-1]
+            batch.targets[row, :end] = np.where(sampled[1:], ids[1:], -1)
+            batch.weights[row] = (rollout.reward - mean_reward) * token_share
+            if rollout.logprobs:
+                batch.logprobs[row, :end][sampled[1:]] = rollout.logprobs
+        num_tokens = sum(len(rollout.token_ids) - 1 for rollout in part)
+        return replace(batch, num_tokens=num_tokens, token_share=token_share)
 
     def _blank(self, num_rows: int, length: int) -> RolloutBatch:
-        """Rows that supervise nothing."""
+        """Rows without targets."""
         shape = num_rows, length
-        return RolloutBatch(
-            np.full(shape, self._pad_id, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, np.float32), 0
-        )
+        ids, targets = np.full(shape, self._pad_id, np.int32), np.full(shape, -1, np.int32)
+        return RolloutBatch(ids, targets, np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
     def state_dict(self) -> dict[str, Any]:
         """The next step; between steps only, when all batches of the last one are consumed."""
@@ -205,12 +262,12 @@ class RolloutLoader:
         return {"identity": self._identity, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on at a saved step. Raises `ValueError` naming what is different where the state does not fit."""
+        """Resumes at a saved step. Raises `ValueError` naming what is different where the state does not fit."""
         saved = state["identity"]
         different = [
-            f"{name} {saved.get(name)!r}, now {value!r}"
+            f"{name} {saved[name]!r}, now {value!r}"
             for name, value in self._identity.items()
-            if saved.get(name) != value
+            if name in saved and saved[name] != value
         ]
         if different:
             raise ValueError(f"the saved position belongs to another task or other settings: {'; '.join(different)}")
@@ -218,6 +275,6 @@ class RolloutLoader:
         self._pending.clear()
 
 
-def is_useful(group: Group) -> bool:
+def has_advantages(group: Group) -> bool:
     """Whether the rewards differ, so that some answers have an advantage over others."""
     return len({rollout.reward for rollout in group}) > 1

@@ -66,6 +66,9 @@ class ShardedMuonAdamW(MuonAdamW):
         device = self.all_params()[0].device
         self.grad_norm = (self.world.sum_(of_shares.to(device).square()) + of_all.square()).sqrt()
 
+    def _reduced_gradients(self) -> list[Tensor]:
+        return self._shares
+
     def _step(self) -> None:
         gathers = []
         for bank, grads in zip(self.banks(), self._shares, strict=True):

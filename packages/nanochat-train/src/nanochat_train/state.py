@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from nanochat_train.checkpoints import TrainingState
-from nanochat_train.loop import TrainingLoop
 from nanochat_train.optim import MuonAdamW
 
+if TYPE_CHECKING:
+    from nanochat_train.trainer import Trainer
 
-def capture(loop: TrainingLoop) -> TrainingState:
-    """Everything a loop needs to go on exactly, besides the model's weights; with several ranks all must call it."""
-    tensors = loop.optimizer.full_state()
+
+def capture(trainer: Trainer) -> TrainingState:
+    """Everything a trainer needs to resume exactly, besides the model's weights; with several ranks all must call it."""
+    tensors = trainer.optimizer.full_state()
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -27,13 +29,13 @@ def capture(loop: TrainingLoop) -> TrainingState:
         "python": [version, list(internal), gauss],
         "numpy": [int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])],
     }
-    return TrainingState(tensors=tensors, values={"loop": loop.state_dict(), "generators": generators})
+    return TrainingState(tensors=tensors, values={"loop": trainer.state_dict(), "generators": generators})
 
 
-def restore(loop: TrainingLoop, state: TrainingState) -> None:
-    """Puts a loop, its optimizer and the generators where they were. Raises `ValueError` if the optimizer differs."""
-    restore_optimizer(loop.optimizer, state)
-    loop.load_state_dict(state.values["loop"])
+def restore(trainer: Trainer, state: TrainingState) -> None:
+    """Puts a trainer, its optimizer and the generators where they were. Raises `ValueError` if the optimizer differs."""
+    restore_optimizer(trainer.optimizer, state)
+    trainer.load_state_dict(state.values["loop"])
     torch.set_rng_state(state.tensors["rng.torch"])
     if torch.cuda.is_available() and "rng.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["rng.cuda"])

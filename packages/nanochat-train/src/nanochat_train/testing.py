@@ -26,12 +26,20 @@ class BigramModel(nn.Module):
         self.table = nn.Parameter(torch.randn(vocab_size, width, generator=generator))
         self.matrix = nn.Parameter(torch.randn(vocab_size, width, generator=generator))
 
-    def loss(self, token_ids: Tensor, targets: Tensor, *, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    def loss(
+        self,
+        token_ids: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
         """See `TrainableModel`."""
         logits = self.table[token_ids] @ self.matrix.T
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+        losses = losses.view_as(targets) if weights is None else losses.view_as(targets) * weights
         if reduction == "none":
-            return losses.view_as(targets)
+            return losses
         return losses.sum() if reduction == "sum" else losses.sum() / (targets != -1).sum().clamp(min=1)
 
     def param_roles(self) -> dict[str, list[nn.Parameter]]:
@@ -51,7 +59,7 @@ class ArrayBatch:
 
 
 class CountingLoader:
-    """Batch i is a pure function of i; every third one supervises nothing."""
+    """Batch i is a pure function of i; every third one has no targets."""
 
     def __init__(self, *, vocab_size: int = 11, batch_size: int = 2, sequence_len: int = 5) -> None:
         self._sizes = vocab_size, batch_size, sequence_len
@@ -87,6 +95,9 @@ def check_trainable_model(model: TrainableModel, *, vocab_size: int) -> None:
     assert not per_token[0].any(), "ignored targets must count nothing"
     torch.testing.assert_close(model.loss(ids, targets, reduction="sum"), per_token.sum())
     torch.testing.assert_close(model.loss(ids, targets), per_token.sum() / 8)
+    weights = torch.rand(2, 8, generator=generator)
+    weighted = model.loss(ids, targets, weights=weights, reduction="sum")
+    torch.testing.assert_close(weighted, (weights * per_token).sum())
     assert model.loss(ids, torch.full_like(targets, -1)).item() == 0.0, "without targets the loss must be 0, not NaN"
     roles = model.param_roles()
     assert set(roles) <= set(ROLES), f"roles must be among {', '.join(ROLES)}"

@@ -1,4 +1,4 @@
-"""The ranks of a run: who takes part, and the few things they tell each other apart from gradients."""
+"""The process group of a run: who takes part, and the few things ranks tell each other apart from gradients."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ class World:
         """Whether this rank writes files and talks to people."""
         return self.rank == 0
 
-    def sum(self, *values: float, device: torch.device | str = "cpu") -> list[float]:
-        """Each value summed over the ranks, in float64."""
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the ranks, in float64: on the CPU, unless NCCL is the only backend there is."""
         if self.size == 1:
             return list(values)
+        device = "cpu" if "cpu:" in str(dist.get_backend_config()) else "cuda"
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         summed: list[float] = tensor.tolist()
         return summed
 
-    def gather(self, value: float, *, device: torch.device | str = "cpu") -> list[float]:
+    def gather(self, value: float) -> list[float]:
         """The value of each rank, by rank."""
-        values = [0.0] * self.size
-        values[self.rank] = float(value)
-        return self.sum(*values, device=device)
+        return self.sum(*(float(value) if rank == self.rank else 0.0 for rank in range(self.size)))
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over the ranks, in place."""
+        """The tensor summed over the ranks, in place, on its own device."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor

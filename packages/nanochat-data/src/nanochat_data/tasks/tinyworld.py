@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import cast
 
@@ -23,6 +24,12 @@ class TinyWorldTask(Task):
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex over a spread of conversations: of what is generated, no single one could have been edited."""
+        spread = self.select(range(0, len(self), max(1, len(self) // 64)))
+        return hashlib.sha256(f"{len(self)} {spread.fingerprint}".encode()).hexdigest()
 
     def conversation(self, index: int) -> Conversation:
         return self._world.conversation(index, split=self._split, skill=self._skills[index % len(self._skills)])

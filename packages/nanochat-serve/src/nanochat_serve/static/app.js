@@ -320,7 +320,12 @@ async function prepareSettings() {
     $(id).value = kept[id] ?? "";
     $(id).addEventListener("change", rememberSettings);
   }
-  const facts = await serverFacts();
+  $("api-key").addEventListener("change", showFacts);
+  await showFacts();
+}
+
+async function showFacts() {
+  const facts = await serverFacts($("api-key").value);
   if (!facts) return; // the chat says so itself when the server is gone
   for (const [name, id] of Object.entries(SETTINGS)) $(id).placeholder = facts.defaults[name];
   $("model").textContent = facts.model;

@@ -1,7 +1,7 @@
 // Talks to the server: one request, its events one by one, and errors that carry `kind`, `param`, `status` and `retryAfter`.
 
 export async function stream(request, { apiKey, signal }, onEvent) {
-  const response = await fetch("/chat/completions", {
+  const response = await fetch("chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...(apiKey && { Authorization: `Bearer ${apiKey}` }) },
     body: JSON.stringify(request),
@@ -32,10 +32,14 @@ export async function stream(request, { apiKey, signal }, onEvent) {
 }
 
 export async function isReady() {
-  try { return (await fetch("/ready", { cache: "no-store" })).ok; } catch { return false; }
+  try { return (await fetch("ready", { cache: "no-store" })).ok; } catch { return false; }
 }
 
-// Which model answers, and what a request that leaves a setting out gets; null where the server is gone.
-export async function serverFacts() {
-  try { return await (await fetch("/stats", { cache: "no-store" })).json(); } catch { return null; }
+// Which model answers, and what a request that leaves a setting out gets; null where the server is gone or wants a key.
+export async function serverFacts(apiKey) {
+  const headers = apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
+  try {
+    const response = await fetch("stats", { cache: "no-store", headers });
+    return response.ok ? await response.json() : null;
+  } catch { return null; }
 }
