@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, paths
+from nanochat_apps import cli, page_card, paths
 from nanochat_apps.device import (
     DeviceType,
     DtypeName,
@@ -135,8 +135,7 @@ class Settings:
 def serve(settings: Settings) -> int:
     """Serves until it is told to stop (Ctrl-C, SIGTERM), then lets answers in progress end.
 
-    The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded. The model
-    runs in processes of its own, one a device, which are started again when they die.
+    The port is open before the model is loaded, which runs in processes of its own, one a device, started again when they die.
     """
     checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
@@ -183,22 +182,9 @@ def serve(settings: Settings) -> int:
             log_conversations=settings.log_conversations,
             model_name=paths.model_name(checkpoint),
         )
-        app = create_app(pool, server_settings)
-        describe(app, checkpoint, settings.collect)
+        app = page_card.described(create_app(pool, server_settings), checkpoint, settings.collect)
         asyncio.run(run_server(app, pool, listener, settings, tls))
     return 0
-
-
-def describe(app: web.Application, checkpoint: Path, collect: Path | None) -> None:
-    """Gives the page the model's card, as far as there is one, and the file for corrections."""
-    from nanochat_serve import collect_corrections, describe_model
-
-    from nanochat_apps.page_card import page_card, training_command
-
-    with suppress(OSError, ValueError, LookupError):  # whatever is wrong with a card, the model can be served
-        describe_model(app, page_card(checkpoint))
-    if collect is not None:
-        collect_corrections(app, collect, training_command(checkpoint, collect))
 
 
 async def run_server(
@@ -348,8 +334,7 @@ def announce(
         say("computing in float32: bfloat16 is slower here")
     if settings.compile and not has_compiler():
         say("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
-    where = ", ".join(map(str, devices))
-    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open {url}")
+    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {', '.join(map(str, devices))}: open {url}")
     if everywhere and not has_key:
         say(
             f"warning: whoever reaches port {port} of this machine can use {url} without a key; "

@@ -72,9 +72,10 @@ def test_without_a_proxy_what_a_client_says_of_itself_does_not_count(held):
 
 def test_samples_count_as_answers():
     async def use(client: TestClient) -> Any:
-        return [(await outcome(client, CHATS[1], HI | {"n": n}))[0] for n in (3, 4, 3)]
+        statuses = [(await outcome(client, CHATS[1], HI | {"n": n}))[0] for n in (3, 4, 3)]
+        return statuses, 'outcome="rejected"} 1.0' in await (await client.get("/metrics")).text()
 
-    assert serve(ScriptedBackend(), use, max_requests=3) == [200, 429, 200]
+    assert serve(ScriptedBackend(), use, max_requests=3) == ([200, 429, 200], True)
 
 
 @pytest.mark.parametrize("path", CHATS)

@@ -22,7 +22,7 @@ from nanochat_serve import (
     WorkerError,
     WorkerPool,
     create_app,
-    worker_pool,
+    supervisor,
 )
 from nanochat_serve.testing import check_chat_backend
 
@@ -137,7 +137,7 @@ def test_turns_of_a_chat_stay_with_the_worker_that_knows_it():
 
 
 def test_one_that_dies_fails_its_own_answers_only_and_comes_back(monkeypatch, caplog):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
 
     async def use(pool: WorkerPool) -> Any:
         steady = pool.stream(request("wait"))
@@ -164,7 +164,7 @@ def test_one_that_dies_fails_its_own_answers_only_and_comes_back(monkeypatch, ca
 
 
 def test_one_whose_backend_fails_is_started_again(monkeypatch):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
 
     async def use(pool: WorkerPool) -> Any:
         with pytest.raises(WorkerError, match="its backend has failed"):
@@ -176,8 +176,8 @@ def test_one_whose_backend_fails_is_started_again(monkeypatch):
 
 
 def test_one_that_makes_no_step_is_replaced(monkeypatch):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
-    monkeypatch.setattr(worker_pool, "STALLED_BEATS", 1)
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor, "STALLED_BEATS", 1)
 
     async def use(pool: WorkerPool) -> Any:
         with pytest.raises(WorkerError, match="made no step in 2 s"):
@@ -189,14 +189,14 @@ def test_one_that_makes_no_step_is_replaced(monkeypatch):
 
 
 def test_progress_is_what_grows_while_there_are_answers():
-    progress = worker_pool._Progress()
+    progress = supervisor._Progress()
     beats = [(0, 1)] * 5 + [(1, 1), (1, 0), (1, 0)] + [(1, 1)] * 20 + [(None, 1)] * 99
     assert not any(progress.stalls(*beat) for beat in beats)  # four times the five beats of the first step
     assert progress.stalls(1, 1)
 
 
 def test_a_dead_backend_leaves_routing_before_its_answers_fail(monkeypatch):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (3600.0,))
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (3600.0,))
 
     async def use(pool: WorkerPool) -> Any:
         with pytest.raises(WorkerError, match="its backend has failed"):
@@ -210,7 +210,7 @@ def test_a_dead_backend_leaves_routing_before_its_answers_fail(monkeypatch):
 
 
 def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch, caplog):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
     start, fails = asyncio.create_subprocess_exec, [OSError(24, "Too many open files"), OSError(11, "Try again")]
 
     async def starts(*args: Any, **kwargs: Any) -> Any:
@@ -260,8 +260,8 @@ def test_a_stopped_worker_ends_with_a_server_that_is_killed():
 
 
 def test_one_that_is_killed_or_freezes_comes_back(monkeypatch):
-    monkeypatch.setattr(worker_pool, "RESTART_AFTER_S", (0.0,))
-    monkeypatch.setattr(worker_pool, "SILENT_S", 4.0)
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor, "SILENT_S", 4.0)
 
     async def use(pool: WorkerPool) -> None:
         waiting = pool.stream(request("wait"))

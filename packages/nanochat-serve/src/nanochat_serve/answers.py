@@ -43,10 +43,10 @@ async def answering(
     cancelled within a quarter of a second of its client leaving, even before the first event, whether or not the server
     was started with `handler_cancellation`.
     """
-    request.app[GATE].widen(place, sum(chat.params.n for chat in chats))
     counters, outcome = request.app[METRICS], "cancelled"
     watch = asyncio.create_task(_cancel_when_client_leaves(request, asyncio.current_task()))
     try:
+        request.app[GATE].widen(place, sum(chat.params.n for chat in chats))
         async with place.deadline, aclosing(_counted(request.app, chats, place)) as events:
             yield events
         outcome = "ok"
@@ -55,7 +55,7 @@ async def answering(
         raise
     except Exception as error:
         refused = _refusal(error, place)
-        outcome = "rejected" if refused.status == 400 else "timeout" if place.deadline.expired() else "error"
+        outcome = "rejected" if refused.status in (400, 429) else "timeout" if place.deadline.expired() else "error"
         raise refused from None
     finally:
         watch.cancel()

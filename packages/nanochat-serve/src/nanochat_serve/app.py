@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import web
 
-from nanochat_serve import openai, openapi, page, responses, status
+from nanochat_serve import openai, openapi, page, responses, status, tokens
 from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, admitted, json_body
 from nanochat_serve.fields import SEED_CHAT, parse
 from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
@@ -45,14 +45,13 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "/v1/chat/completions": openai.chat_completions,
         "/v1/completions": openai.completions,
         "/v1/responses": responses.responses,
-        "/tokenize": openai.tokenize,
-        "/detokenize": openai.detokenize,
-        "/corrections": page.corrections,
+        "/tokenize": tokens.tokenize,
+        "/detokenize": tokens.detokenize,
     }
     gets: dict[str, Handler] = {
-        "/v1/models": openai.models,
-        "/v1/models/{name}": openai.model,
-        "/tokenizer_info": openai.tokenizer_info,
+        "/v1/models": tokens.models,
+        "/v1/models/{name}": tokens.model,
+        "/tokenizer_info": tokens.tokenizer_info,
         "/health": status.health,
         "/ready": status.ready,
         "/stats": status.stats,

@@ -3,32 +3,127 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.fields import (
-    CHAT,
-    DETOKENIZE,
-    RESPONSES,
-    SEED_CHAT,
-    TEXT,
-    TOKEN_ID,
-    TOKENIZE,
-    Messages,
-    Schema,
-    body_schema,
-)
+from nanochat_serve.fields import CHAT, DETOKENIZE, RESPONSES, SEED_CHAT, TEXT, TOKENIZE, body_schema
+from nanochat_serve.kinds import TOKEN_ID, Field, Schema
 from nanochat_serve.settings import ServerSettings
+
+
+def _object(also: Schema | None = None, **properties: Schema) -> Schema:
+    """With all of these properties, and perhaps others."""
+    return {"type": "object", "properties": {**properties, **(also or {})}, "required": list(properties)}
+
+
+def _list(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
 
 STRING: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": ["number", "null"]}
-ANY: Schema = {}
+OBJECT: Schema = {"type": "object"}
+
+TIMINGS = _object(
+    **{f"{span}_{unit}": NUMBER for span in ("prompt", "predicted") for unit in ("n", "ms", "per_second")}
+)
+CLAMPED: Schema = OBJECT | {"description": "Fields that were out of their range, and the values used."}
+MODEL = _object(
+    {"max_model_len": COUNT, "context_length": COUNT},
+    id=STRING,
+    object={"const": "model"},
+    created=COUNT,
+    owned_by=STRING,
+    sampling=OBJECT,
+)
+WORKER = _object(gpu_id=COUNT, device=STRING, ready=BOOLEAN, running=COUNT, waiting=COUNT, restarts=COUNT)
+STATS = _object(
+    **dict.fromkeys(("total_workers", "available_workers", "busy_workers", "running", "waiting"), COUNT),
+    **dict.fromkeys(("requests", "completion_tokens"), COUNT),
+    workers=_list(WORKER),
+    model=STRING,
+    defaults=_object(temperature={"type": "number"}, top_k=COUNT, max_tokens=COUNT),
+)
+RESPONSE = _object(
+    id=STRING,
+    object={"const": "response"},
+    status={"enum": ["completed", "incomplete"]},
+    output={"type": "array"},
+    usage=_object(input_tokens=COUNT, output_tokens=COUNT, total_tokens=COUNT),
+)
+ERROR = _object(error=_object(message=STRING, type=STRING, param={"type": ["string", "null"]}, code=STRING))
+
+
+def _choices(kind: str, **said: Schema) -> Schema:
+    """A whole answer in OpenAI's format."""
+    choice = _object(
+        index=COUNT, **said, finish_reason={"enum": ["stop", "length"]}, logprobs={"type": ["object", "null"]}
+    )
+    details = _object(cached_tokens=COUNT)
+    return _object(
+        {"timings": TIMINGS, "clamped": CLAMPED},
+        id=STRING,
+        object={"const": kind},
+        created=COUNT,
+        model=STRING,
+        choices=_list(choice) | {"minItems": 1},
+        usage=_object(prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=details),
+    )
+
+
+SEED_LINES = (
+    'Lines `data: {"token": "...", "gpu": 0}` and `data: {"tool": {"expression": "...", "output": "..."}, "gpu": 0}`, '
+    'at last `data: {"done": true}`, or `data: {"error": {...}}` if something fails on the way.'
+)
+CHUNKS = "If `stream` is true: lines `data: {...}`, chunks of the answer, then `data: [DONE]`."
+EVENTS = "If `stream` is true: OpenAI's events, `response.created` to `response.completed`."
+MESSAGE = _object(role={"const": "assistant"}, content=STRING)
+TOKENS = _object(
+    tokens=_list(TOKEN_ID),
+    count=COUNT,
+    max_model_len=NUMBER,
+    token_strs={"type": ["array", "null"], "items": STRING},
+)
+
+POSTS: dict[str, tuple[str, Sequence[Field], Schema | None, str | None]] = {
+    "/chat/completions": ("Streams one answer", SEED_CHAT, None, SEED_LINES),
+    "/v1/chat/completions": ("OpenAI's chats", CHAT, _choices("chat.completion", message=MESSAGE), CHUNKS),
+    "/v1/completions": (
+        "OpenAI's completions, for base models",
+        TEXT,
+        _choices("text_completion", text=STRING),
+        CHUNKS,
+    ),
+    "/v1/responses": ("OpenAI's responses; nothing is stored", RESPONSES, RESPONSE, EVENTS),
+    "/tokenize": ("Token ids of a text or of messages", TOKENIZE, TOKENS, None),
+    "/detokenize": ("The text of token ids", DETOKENIZE, _object(prompt=STRING), None),
+}
+"""Path to summary, fields, answer, and what a stream is."""
+
+GETS: dict[str, tuple[str, Schema, str, tuple[int, ...]]] = {
+    "/v1/models": ("The one model", _object(object={"const": "list"}, data=_list(MODEL)), "application/json", ()),
+    "/v1/models/{name}": ("The model under its name", MODEL, "application/json", (404,)),
+    "/tokenizer_info": ("What a client needs to know of the tokenizer", OBJECT, "application/json", (404,)),
+    "/stats": ("Workers, queue, tokens since the start, defaults", STATS, "application/json", ()),
+    "/metrics": ("Counters and histograms in Prometheus' format", STRING, "text/plain", ()),
+    "/openapi.json": ("This document", OBJECT, "application/json", ()),
+    "/health": (
+        "Always 200 while the process lives",
+        _object(status={"const": "ok"}, ready=BOOLEAN, num_gpus=COUNT, available_workers=COUNT),
+        "application/json",
+        (),
+    ),
+    "/ready": ("200 once answers can be asked for, else 503", _object(ready=BOOLEAN), "application/json", ()),
+}
+"""Path to summary, answer, content type, and errors."""
+
+NEED_NO_KEY = ("/health", "/ready")
 
 
 def handler(settings: ServerSettings) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -44,118 +139,20 @@ def handler(settings: ServerSettings) -> Callable[[web.Request], Awaitable[web.R
 def openapi_schema(settings: ServerSettings) -> Schema:
     """The OpenAPI document of a server with these settings. Bodies are schemas without references."""
     locked: Schema = {"security": [{"key": []}]} if settings.api_keys else {}
-    lines = (
-        'Lines `data: {"token": "...", "gpu": 0}` and `data: {"tool": {"expression": "...", "output": "..."}, "gpu": 0}`, '
-        'at last `data: {"done": true}`, or `data: {"error": {...}}` if something fails on the way.'
-    )
-    chats = "If `stream` is true: lines `data: {...}`, chunks of the answer, then `data: [DONE]`."
-    events = "If `stream` is true: OpenAI's events, `response.created` to `response.completed`."
-    tokens: Schema = {"type": "array", "items": TOKEN_ID}
-    strings = {"anyOf": [{"type": "array", "items": STRING}, {"type": "null"}]}
-    tokenized = _object(tokens=tokens, count=COUNT, max_model_len=NUMBER, token_strs=strings)
-    posts = {
-        "/chat/completions": _post("Streams one answer", SEED_CHAT, settings, lines),
-        "/v1/chat/completions": _post("OpenAI's chat completions", CHAT, settings, chats, _chat()),
-        "/v1/completions": _post("OpenAI's completions, for base models", TEXT, settings, chats, _text()),
-        "/v1/responses": _post("OpenAI's responses; nothing is stored", RESPONSES, settings, events, _response()),
-        "/tokenize": _post("Token ids of a text or of messages", (*TOKENIZE, Messages()), settings, answer=tokenized),
-        "/detokenize": _post("The text of token ids", DETOKENIZE, settings, answer=_object(prompt=STRING)),
+    paths: dict[str, Any] = {path: {"post": locked | _post(*entry, settings)} for path, entry in POSTS.items()}
+    paths |= {
+        path: {"get": ({} if path in NEED_NO_KEY else locked) | _get(path, *entry)} for path, entry in GETS.items()
     }
-    posts["/tokenize"]["requestBody"]["content"]["application/json"]["schema"]["required"] = []
-    gets = {
-        "/v1/models": _get("The one model, in OpenAI's format", _models()),
-        "/v1/models/{name}": _get("The model under its name", _model(), refused=(404,), named=True),
-        "/tokenizer_info": _get("What a client needs to know of the tokenizer", {"type": "object"}, refused=(404,)),
-        "/stats": _get("Workers, queue, tokens since the start, defaults", _stats()),
-        "/metrics": _get("Counters and histograms in Prometheus' format", STRING, kind="text/plain"),
-        "/openapi.json": _get("This document", {"type": "object"}),
-    }
-    probes = {
-        "/health": _get("Always 200 while the process lives", _health()),
-        "/ready": _get("Whether answers can be asked for", _object(ready=BOOLEAN), also=503),
-    }
-    document: Schema = {
-        "openapi": "3.1.0",
-        "info": {"title": "nanochat", "version": version("nanochat-serve")},
-        "servers": [{"url": settings.root_path or "/"}],
-        "paths": {
-            **{path: {"post": locked | operation} for path, operation in posts.items()},
-            **{path: {"get": locked | operation} for path, operation in gets.items()},
-            **{path: {"get": operation} for path, operation in probes.items()},
-        },
-    }
+    paths["/ready"]["get"]["responses"]["503"] = paths["/ready"]["get"]["responses"]["200"]
+    info, servers = {"title": "nanochat", "version": version("nanochat-serve")}, [{"url": settings.root_path or "/"}]
+    document: Schema = {"openapi": "3.1.0", "info": info, "servers": servers, "paths": paths}
     if locked:
         document["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
     return document
 
 
-def _chat() -> Schema:
-    return _choices("chat.completion", message=_object(role={"const": "assistant"}, content=STRING))
-
-
-def _text() -> Schema:
-    return _choices("text_completion", text=STRING)
-
-
-def _choices(kind: str, **said: Schema) -> Schema:
-    choice = _object(
-        index=COUNT, **said, finish_reason={"enum": ["stop", "length"]}, logprobs={"type": ["object", "null"]}
-    )
-    details = _object(cached_tokens=COUNT)
-    usage = _object(prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=details)
-    timings = _object(
-        **{f"{span}_{unit}": NUMBER for span in ("prompt", "predicted") for unit in ("n", "ms", "per_second")}
-    )
-    clamped: Schema = {"type": "object", "description": "Fields that were out of their range, and the values used."}
-    choices: Schema = {"type": "array", "items": choice, "minItems": 1}
-    answer = _object(id=STRING, object={"const": kind}, created=COUNT, model=STRING, choices=choices, usage=usage)
-    answer["properties"] |= {"timings": timings, "clamped": clamped}
-    return answer
-
-
-def _response() -> Schema:
-    usage = _object(input_tokens=COUNT, output_tokens=COUNT, total_tokens=COUNT)
-    status: Schema = {"enum": ["completed", "incomplete"]}
-    return _object(id=STRING, object={"const": "response"}, status=status, output={"type": "array"}, usage=usage)
-
-
-def _models() -> Schema:
-    return _object(object={"const": "list"}, data={"type": "array", "items": _model()})
-
-
-def _model() -> Schema:
-    card = _object(id=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, sampling={"type": "object"})
-    card["properties"] |= {"max_model_len": COUNT, "context_length": COUNT}
-    return card
-
-
-def _health() -> Schema:
-    return _object(status={"const": "ok"}, ready=BOOLEAN, num_gpus=COUNT, available_workers=COUNT)
-
-
-def _stats() -> Schema:
-    worker = _object(gpu_id=COUNT, device=STRING, ready=BOOLEAN, running=COUNT, waiting=COUNT, restarts=COUNT)
-    return _object(
-        total_workers=COUNT,
-        available_workers=COUNT,
-        busy_workers=COUNT,
-        workers={"type": "array", "items": worker},
-        running=COUNT,
-        waiting=COUNT,
-        model=STRING,
-        defaults=_object(temperature={"type": "number"}, top_k=COUNT, max_tokens=COUNT),
-        requests=COUNT,
-        completion_tokens=COUNT,
-    )
-
-
-def _object(**properties: Schema) -> Schema:
-    """With all of these properties."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
 def _post(
-    summary: str, fields: Any, settings: ServerSettings, stream: str | None = None, answer: Schema | None = None
+    summary: str, fields: Sequence[Field], answer: Schema | None, stream: str | None, settings: ServerSettings
 ) -> Schema:
     content = {} if answer is None else {"application/json": {"schema": answer}}
     content |= {} if stream is None else {"text/event-stream": {"schema": STRING | {"description": stream}}}
@@ -165,22 +162,12 @@ def _post(
     return {"summary": summary, "requestBody": {"required": True, "content": body}, "responses": responses}
 
 
-def _get(
-    summary: str,
-    answer: Schema,
-    *,
-    kind: str = "application/json",
-    also: int | None = None,
-    refused: tuple[int, ...] = (),
-    named: bool = False,
-) -> Schema:
+def _get(path: str, summary: str, answer: Schema, kind: str, refused: tuple[int, ...]) -> Schema:
+    name = [{"name": "name", "in": "path", "required": True, "schema": STRING}] if "{name}" in path else []
     content = {"description": summary, "content": {kind: {"schema": answer}}}
-    responses = {"200": content} | ({} if also is None else {str(also): content})
-    name = [{"name": "name", "in": "path", "required": True, "schema": STRING}]
-    return {"summary": summary, "responses": responses | _errors(*refused)} | ({"parameters": name} if named else {})
+    return {"summary": summary, "parameters": name, "responses": {"200": content} | _errors(*refused)}
 
 
 def _errors(*statuses: int) -> Schema:
-    said = _object(message=STRING, type=STRING, param={"type": ["string", "null"]}, code=STRING)
-    content = {"application/json": {"schema": _object(error=said)}}
+    content = {"application/json": {"schema": ERROR}}
     return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
