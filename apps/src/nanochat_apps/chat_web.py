@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat_apps import cli, paths
+from nanochat_apps import cli, page_card, paths
 from nanochat_apps.device import (
     DeviceType,
     DtypeName,
@@ -28,6 +26,7 @@ from nanochat_apps.device import (
     tuned_environment,
 )
 from nanochat_apps.generation import Sampling, choose_sampling
+from nanochat_apps.listening import allow_many_connections, open_socket, read_api_keys, read_certificate
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +134,7 @@ class Settings:
 def serve(settings: Settings) -> int:
     """Serves until it is told to stop (Ctrl-C, SIGTERM), then lets answers in progress end.
 
-    The port is taken first, so that what is wrong with it shows at once, and opened before the model is loaded. The model
-    runs in processes of its own, one a device, which are started again when they die.
+    The port is open before the model is loaded, which runs in processes of its own, one a device, started again when they die.
     """
     checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
@@ -145,7 +143,7 @@ def serve(settings: Settings) -> int:
     api_keys, tls = read_api_keys(settings.api_key_file), read_certificate(settings.certfile, settings.keyfile)
     log_to_stderr()
     allow_many_connections()
-    with open_socket(settings) as listener:
+    with open_socket(settings.host, settings.port, settings.unix_socket) as listener:
         devices = choose_devices(settings.device_type, settings.num_gpus)
         dtype = choose_decode_dtype(devices[0], settings.dtype)
         announce(settings, listener, checkpoint, devices, dtype, has_key=bool(api_keys))
@@ -183,22 +181,9 @@ def serve(settings: Settings) -> int:
             log_conversations=settings.log_conversations,
             model_name=paths.model_name(checkpoint),
         )
-        app = create_app(pool, server_settings)
-        describe(app, checkpoint, settings.collect)
+        app = page_card.described(create_app(pool, server_settings), checkpoint, settings.collect)
         asyncio.run(run_server(app, pool, listener, settings, tls))
     return 0
-
-
-def describe(app: web.Application, checkpoint: Path, collect: Path | None) -> None:
-    """Gives the page the model's card, as far as there is one, and the file for corrections."""
-    from nanochat_serve import collect_corrections, describe_model
-
-    from nanochat_apps.page_card import page_card, training_command
-
-    with suppress(OSError, ValueError, LookupError):  # whatever is wrong with a card, the model can be served
-        describe_model(app, page_card(checkpoint))
-    if collect is not None:
-        collect_corrections(app, collect, training_command(checkpoint, collect))
 
 
 async def run_server(
@@ -253,67 +238,6 @@ async def stop_signal() -> None:
                 loop.remove_signal_handler(number)
 
 
-def allow_many_connections() -> None:
-    """As many open files as the system lets this process have: a connection is one."""
-    if sys.platform != "win32":
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def open_socket(settings: Settings) -> socket.socket:
-    """A listening socket. Raises `UsageError` naming the flag if the port is taken or the address can't be had."""
-    host, port, path = settings.host, settings.port, settings.unix_socket
-    try:
-        if path is not None:
-            return _open_unix_socket(path)
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        flags = f"--unix-socket {path}" if path is not None else f"--host {host} --port {port}"
-        if error.errno == errno.EADDRINUSE:
-            flags = flags if path is not None else f"--port {port}"
-            raise cli.UsageError(f"{flags}: already in use; choose another one") from None
-        raise cli.UsageError(f"{flags}: {error.strerror or error}") from None
-
-
-def _open_unix_socket(path: Path) -> socket.socket:
-    """Takes the place of a socket that nobody listens on any more."""
-    listener = socket.socket(socket.AF_UNIX)
-    if path.is_socket():
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
-                path.unlink()
-    listener.bind(str(path))
-    return listener
-
-
-def read_api_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys in a file, one per line, without the white space around them. Raises `UsageError` if there is none."""
-    if path is None:
-        return ()
-    try:
-        keys = tuple(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise cli.UsageError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not keys:
-        raise cli.UsageError(f"--api-key-file {path}: the file is empty; put a key into it")
-    return keys
-
-
-def read_certificate(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """What TLS needs. Raises `UsageError` naming the files if they cannot be used."""
-    if certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certfile, keyfile)
-    except OSError as error:  # ssl.SSLError is one
-        raise cli.UsageError(f"--certfile {certfile}: {error.strerror or error}") from None
-    return context
-
-
 def choose_devices(device_type: DeviceType, num_gpus: int) -> list[torch.device]:
     """A device a replica. Raises `UsageError` if there are not as many GPUs."""
     import torch
@@ -348,8 +272,7 @@ def announce(
         say("computing in float32: bfloat16 is slower here")
     if settings.compile and not has_compiler():
         say("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
-    where = ", ".join(map(str, devices))
-    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {where}: open {url}")
+    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {', '.join(map(str, devices))}: open {url}")
     if everywhere and not has_key:
         say(
             f"warning: whoever reaches port {port} of this machine can use {url} without a key; "

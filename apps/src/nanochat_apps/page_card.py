@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat_apps import paths
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 MAX_POINTS = 200
 """Points of the loss curve, evenly over its steps."""
@@ -22,6 +26,17 @@ EXAMPLES = {
     "identity and small talk": "Hello! What is your name?",
 }
 """A question of each of the quickstart's skills, whose scores keep mistakes only."""
+
+
+def described(app: web.Application, checkpoint: Path, collect: Path | None) -> web.Application:
+    """The server, whose page now has the model's card, as far as there is one, and the file for corrections."""
+    from nanochat_serve import collect_corrections, describe_model
+
+    with suppress(OSError, ValueError, LookupError):  # whatever is wrong with a card, the model can be served
+        describe_model(app, page_card(checkpoint))
+    if collect is not None:
+        collect_corrections(app, collect, training_command(checkpoint, collect))
+    return app
 
 
 def page_card(checkpoint: Path) -> dict[str, Any]:

@@ -47,7 +47,6 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "/v1/responses": responses.responses,
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
-        "/corrections": page.corrections,
     }
     gets: dict[str, Handler] = {
         "/v1/models": tokens.models,

@@ -50,6 +50,7 @@ def collect_corrections(app: web.Application, path: Path, command: str) -> None:
     The page says the command, by which a model is trained on it.
     """
     app[CORRECTIONS] = (path, command)
+    app.router.add_post(app[SETTINGS].root_path + "/corrections", corrections)
 
 
 def page_file(name: str, content_type: str) -> Handler:
@@ -81,8 +82,6 @@ async def card(request: web.Request) -> web.Response:
 
 async def corrections(request: web.Request) -> web.Response:
     """Keeps a conversation that ends with the right answer."""
-    if CORRECTIONS not in request.app:
-        raise web.HTTPNotFound(text="this server keeps no corrections")
     body = await json_body(request)
     turns = parse_messages(body.get("messages") if isinstance(body, Mapping) else None, request.app[SETTINGS])
     if turns[-1]["role"] != "assistant" or not turns[-1]["content"]:

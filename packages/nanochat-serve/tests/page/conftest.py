@@ -78,13 +78,14 @@ class Server:
 class Tab:
     """A tab of the browser, with what a person does in it; all else is playwright's page."""
 
-    def __init__(self, page: Any, url: str) -> None:
+    def __init__(self, page: Any, url: str, *, wait: bool = True) -> None:
         self.page = page
         self.faults: list[str] = []
         page.on("console", lambda message: self.faults.append(message.text))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.goto(url)
-        page.wait_for_selector(".state")
+        if wait:
+            page.wait_for_selector(".state")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.page, name)
@@ -170,14 +171,14 @@ def tabs(browser: Any) -> Iterator[Callable[..., Tab]]:
     """Opens tabs: `tabs(url)` in a browser of their own, with its options, `tabs(url, beside=tab)` in that tab's."""
     contexts = []
 
-    def open_tab(url: str, *, beside: Tab | None = None, script: str = "", **options: Any) -> Tab:
+    def open_tab(url: str, *, beside: Tab | None = None, script: str = "", wait: bool = True, **options: Any) -> Tab:
         if beside is None:
             contexts.append(browser.new_context(**options))
             contexts[-1].set_default_timeout(HANG_MS)
         page = beside.context.new_page() if beside else contexts[-1].new_page()
         if script:
             page.add_init_script(script)
-        return Tab(page, url)
+        return Tab(page, url, wait=wait)
 
     yield open_tab
     for context in contexts:

@@ -252,3 +252,32 @@ def test_what_is_too_long_to_send_is_said_before_and_a_long_answer_does_not_end_
     page.say("and now?")
     assert page.said[3] == "and now?"
     assert len(server.backend.requests[1].messages[1]["content"]) == 8000
+
+
+def test_who_is_quicker_than_the_browsers_store_loses_nothing(tabs, server):
+    script = """
+      const open = IDBFactory.prototype.open;
+      IDBFactory.prototype.open = function (...args) {
+        const request = { };
+        globalThis.goOn = () => {
+          const real = open.apply(indexedDB, args);
+          real.onupgradeneeded = () => { request.result = real.result; request.onupgradeneeded(); };
+          real.onsuccess = () => { request.result = real.result; request.onsuccess(); };
+        };
+        return request;
+      };
+    """
+    page = tabs(server.url, script=script, wait=False)
+    page.wait_for_selector("#prompt")
+    page.fill("#prompt", "hello")
+    page.click("#send")
+    page.wait_for_selector(".message.user >> text=hello")
+    page.evaluate("goOn()")
+    page.wait_for_selector(".receipt")
+    page.wait_for_url("**/#*")
+    page.reload()
+    while not page.evaluate("Boolean(globalThis.goOn)"):
+        page.wait_for_timeout(5)
+    page.evaluate("goOn()")
+    page.wait_for_selector(".message.assistant >> text=hello")
+    assert page.inner_text("#chats").count("hello") == 1

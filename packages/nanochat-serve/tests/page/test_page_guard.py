@@ -29,9 +29,8 @@ class ForeignPage(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_foreign_page_gets_no_answer(serve, browser):
+def test_a_foreign_page_gets_no_answer(server, browser):
     """By fetch, by a form without scripts, and under a name of its own that leads to this machine."""
-    server = serve()
     foreign = ThreadingHTTPServer(("127.0.0.1", 0), ForeignPage)
     threading.Thread(target=foreign.serve_forever, daemon=True).start()
     page = browser.new_page()

@@ -57,7 +57,7 @@ def test_tokens_of_what_is_typed_and_of_all_that_the_model_sees(page):
     page.wait_for_selector("dialog .special")
     assert asked[-1]["messages"] == [{"role": "user", "content": "hi"}]
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    page.wait_for_selector("dialog", state="detached")
 
 
 def test_a_server_without_a_tokenizer_is_said(page):

@@ -3,29 +3,28 @@
 import { Answers } from "./answers.js";
 import { openCard } from "./card.js";
 import { addMessage, branchesOf, chatFrom, isChat, isMessage, newChat, partsFrom, pathOf, showBranch, textOf } from "./chats.js";
-import { fit, lengthOf, tokensOf } from "./context.js";
-import { $, announce, h, keyed } from "./dom.js";
+import { draftKey, renderComposer, startComposer } from "./composer.js";
+import { collect } from "./corrections.js";
+import { $, announce, h, keyed, on } from "./dom.js";
 import { emptyOf, makeMessage, noticeOf, updateMessage } from "./messages.js";
-import { openComparison, openSamples } from "./samples.js";
 import { makeSettings, showSettings } from "./settings.js";
 import { exportChats, readExport, rowBeside, search, showChats } from "./sidebar.js";
 import { recall, remember, Store } from "./store.js";
-import { openPrompt, updateRibbon } from "./tokens.js";
-import { askJson, readFacts } from "./wire.js";
+import { readFacts } from "./wire.js";
 
 const IDEAS = ["What is 37 times 12?", "What can you do?", "Tell me a short story."];
 const FACTS_EVERY_MS = 5000;
 
 /** @type {{chats: any[], chat: any, editing: string | null, removed: any, found: Set<string> | null, banner: any, facts: any}} */
-const state = { chats: [], chat: null, editing: null, removed: null, found: null, banner: null, facts: { ready: null } };
+export const state = { chats: [], chat: null, editing: null, removed: null, found: null, banner: null, facts: { ready: null } };
 const elsewhere = new Set(); // ids of answers that other tabs are writing
-const key = () => $("api-key").value;
-const store = new Store(hear, (error) => showTrouble(error));
-const answers = new Answers({ store, facts: () => state.facts, key, show: showAnswer });
+export const key = () => $("api-key").value;
+export const store = new Store(hear, (error) => showTrouble(error));
+export const answers = new Answers({ store, facts: () => state.facts, key, show: showAnswer });
 
 // ---- showing
 
-function render() {
+export function render() {
   const { chat } = state;
   const path = chat.messages ? pathOf(chat) : [];
   const rows = /** @type {any[]} */ (path.map((message) => ({ key: message.id, message })));
@@ -118,7 +117,7 @@ function keepFocus() {
 }
 
 // Above the composer: what is no part of the conversation.
-function tell(text, actions = [], { calm = false } = {}) {
+export function tell(text, actions = [], { calm = false } = {}) {
   state.banner = text && noticeOf(text, actions, { calm });
   if (state.chat) renderChats();
 }
@@ -155,7 +154,6 @@ const load = async (chat) => { chat.messages ??= new Map((await store.messages(c
 const list = (...chats) => { state.chats = chats.sort((a, b) => b.time - a.time); };
 const isWritten = (message) => elsewhere.has(message.id) || answers.running.get(message.chat)?.reply === message;
 const fresh = () => newChat(recall("settings") ?? {}, "");
-const draftKey = () => `draft.${state.chat.kept ? state.chat.id : "new"}`;
 
 async function remove(chat) {
   const beside = rowBeside(chat);
@@ -185,7 +183,7 @@ function rename(chat, title) {
   if (chat === state.chat) render();
 }
 
-function keep(chat) {
+export function keep(chat) {
   const anew = !chat.kept;
   chat.time = Date.now();
   state.chats = [chat, ...state.chats.filter((other) => other !== chat)];
@@ -222,13 +220,16 @@ async function hear({ kind, chat: id, id: messageId, live, ids }) {
 
 // ---- asking
 
-async function send(text) {
+export async function send(text) {
   const { chat } = state;
   if (answers.isBusy(chat)) return;
   state.removed = null;
-  const last = pathOf(chat).at(-1);
-  await ask(last?.role === "user" ? last.parent : (last?.id ?? null), text); // what was never answered becomes another branch
+  tell("");
+  await ask(below(pathOf(chat).at(-1)), text);
 }
+
+// Where the next question goes: what was never answered becomes another branch.
+export const below = (last) => (last?.role === "user" ? last.parent : (last?.id ?? null));
 
 // A question below `parent`. What stood there stays, as another branch.
 async function ask(parent, text) {
@@ -241,7 +242,7 @@ async function ask(parent, text) {
   await answers.answer(chat);
 }
 
-const actions = {
+export const actions = {
   edit(message) {
     state.editing = message?.id ?? null;
     render();
@@ -275,80 +276,7 @@ const actions = {
   rate: (message) => collect(message, null, "up"),
 };
 
-// Keeps a good or corrected answer, with what came before it, on the server for the next training.
-async function collect(message, text, rating) {
-  const { chat, facts } = state;
-  const content = text === null ? message.content : [{ type: "text", text }];
-  chat.leaf = message.parent;
-  const messages = [...pathOf(chat), { role: "assistant", content }].map(({ role, content: said }) => ({ role, content: said }));
-  if (text === null) chat.leaf = message.id;
-  else Object.assign(addMessage(chat, message.parent, "assistant", content), { finish: "stop", rating });
-  const kept = text === null ? message : chat.messages.get(chat.leaf);
-  if (chat.system.trim()) messages.unshift({ role: "system", content: chat.system });
-  showBranch(chat, kept);
-  await store.putMessage(Object.assign(kept, { rating }));
-  render();
-  try {
-    const { file, count } = await askJson("corrections", { key: key(), body: { messages } });
-    tell(`Kept as conversation ${count} of ${file}. Train on it with: ${facts.card.corrections}`, [["Close", () => tell("")]], { calm: true });
-  } catch (error) {
-    tell(`Not kept on the server: ${error.message}`);
-  }
-}
-
-const requestNow = () => {
-  const { chat, facts } = state;
-  const text = $("prompt").value.trim();
-  const path = /** @type {any[]} */ (pathOf(chat));
-  if (text) path.push({ role: "user", content: text });
-  else if (path.at(-1)?.role === "assistant") path.pop();
-  if (!path.length) return null;
-  const { logprobs: _logprobs, ...settings } = chat.settings;
-  return { messages: fit(path, chat, facts).messages.map(({ role, content }) => ({ role, content: textOf(content) })), ...settings };
-};
-
-async function keepSample(text) {
-  const { chat } = state;
-  const asked = $("prompt").value.trim();
-  const path = pathOf(chat);
-  const question = asked ? addMessage(chat, path.at(-1)?.role === "user" ? path.at(-1).parent : (path.at(-1)?.id ?? null), "user", asked) : path.findLast((message) => message.role === "user");
-  if (asked) write("");
-  if (!chat.kept && !chat.named) chat.title = textOf(question.content).slice(0, 60);
-  const reply = Object.assign(addMessage(chat, question.id, "assistant", [{ type: "text", text }]), { finish: "stop" });
-  await keep(chat);
-  for (const message of [question, reply]) store.putMessage(message);
-  render();
-}
-
-// ---- the composer, keys and panels
-
-function write(text) {
-  $("prompt").value = text;
-  remember(draftKey(), text);
-  renderComposer();
-}
-
-// Height, what is too long, and how full the model's context is.
-function renderComposer() {
-  const { chat, facts } = state;
-  const prompt = $("prompt");
-  prompt.style.height = "auto";
-  prompt.style.height = `${prompt.scrollHeight + 2}px`;
-  const { length } = prompt.value.trim();
-  const over = facts.messageChars && length > facts.messageChars;
-  $("too-long").textContent = over ? `${length.toLocaleString("en")} of at most ${facts.messageChars.toLocaleString("en")} characters: shorten it to send it.` : "";
-  prompt.setAttribute("aria-invalid", String(Boolean(over)));
-  const path = chat.messages ? pathOf(chat) : [];
-  const draft = length ? [{ role: "user", content: prompt.value }] : [];
-  const seen = path.length + draft.length ? fit([...path, ...draft], chat, facts) : { start: 0, chars: 0 };
-  const used = tokensOf(chat, path.slice(seen.start).reduce((sum, message) => sum + lengthOf(message.content), length + chat.system.length));
-  $("ruler").hidden = !facts.context;
-  if (!facts.context) return;
-  $("ruler-bar").max = facts.context;
-  $("ruler-bar").value = Math.min(used, facts.context);
-  const turns = path.slice(0, seen.start).filter((message) => message.role === "user").length;
-  $("ruler-text").textContent = `${Math.min(used, facts.context)}/${facts.context} tokens${turns ? `, ${turns} earlier turn${turns > 1 ? "s" : ""} out of sight` : ""}`;
-}
+// ---- keys and panels
 
 function openSidebar(open) {
   $("sidebar").classList.toggle("open", open);
@@ -361,34 +289,13 @@ function openSettings(open, focus) {
   focus?.focus();
 }
 
-const showRibbon = () => { if (!$("ribbon").hidden) updateRibbon($("prompt").value, key()); };
 const startNew = async () => { await show(fresh(), { focus: false }); $("prompt").focus(); };
-const on = (id, type, act) => $(id).addEventListener(type, act);
-
-on("composer", "submit", (event) => {
-  event.preventDefault();
-  const text = $("prompt").value.trim();
-  if (!text || answers.isBusy(state.chat) || $("too-long").textContent) return;
-  write("");
-  send(text);
-});
-on("prompt", "input", () => { remember(draftKey(), $("prompt").value); renderComposer(); showRibbon(); });
-on("prompt", "keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
-    event.preventDefault();
-    $("composer").requestSubmit();
-  } else if (event.key === "ArrowUp" && !$("prompt").value && !answers.isBusy(state.chat)) {
-    const question = pathOf(state.chat).findLast((message) => message.role === "user");
-    if (question) { event.preventDefault(); actions.edit(question); }
-  }
-});
 document.addEventListener("keydown", (event) => {
   if (event.altKey && event.key.toLowerCase() === "n") { event.preventDefault(); startNew(); }
   if (event.key !== "Escape" || document.querySelector("dialog[open], .choices")) return;
   if ($("sidebar").classList.contains("open")) { openSidebar(false); $("toggle-sidebar").focus(); }
   else answers.stop(state.chat);
 });
-on("stop", "click", () => { answers.stop(state.chat); $("prompt").focus(); });
 on("new-chat", "click", startNew);
 on("search", "input", async () => { state.found = await search($("search").value, state.chats, store); renderChats(); });
 on("export", "click", () => exportChats(state.chats, store));
@@ -411,15 +318,6 @@ on("messages", "click", () => openSidebar(false));
 on("toggle-settings", "click", () => openSettings($("settings").hidden));
 on("settings", "submit", (event) => event.preventDefault());
 on("status", "click", () => openCard(state.facts.card, state.facts, send));
-on("toggle-ribbon", "click", () => {
-  const open = $("ribbon").hidden;
-  $("ribbon").hidden = !open;
-  $("toggle-ribbon").setAttribute("aria-expanded", String(open));
-  showRibbon();
-});
-on("see-prompt", "click", () => { const request = requestNow(); if (request) openPrompt(request.messages, key()); });
-on("ask-many", "click", () => { const request = requestNow(); if (request) openSamples(request, key(), keepSample); });
-on("compare", "click", () => { const request = requestNow(); if (request) openComparison({ seed: 1, ...request }, state.facts.models, key(), keepSample); });
 addEventListener("pagehide", () => answers.leave());
 addEventListener("popstate", showAddress);
 
@@ -471,12 +369,14 @@ async function showFacts(details = false) {
 }
 
 async function start() {
-  await store.open();
-  list(...(await store.chats()).map(chatFrom));
   state.chat = fresh();
+  startComposer();
   makeSettings(state.facts, () => state.chat, keepSettings);
+  await store.open();
+  const stored = (await store.chats()).map(chatFrom);
+  list(...state.chats, ...stored.filter((chat) => chat.id !== state.chat.id));
   store.tell({ kind: "who" });
-  await showAddress();
+  if (!state.chat.leaf) await showAddress(); // who was quick has asked already
   await showFacts(true);
   setInterval(() => { if (document.visibilityState === "visible") showFacts(); }, FACTS_EVERY_MS);
 }

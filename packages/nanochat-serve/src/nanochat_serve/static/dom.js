@@ -3,6 +3,8 @@
 /** @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
+export const on = (id, type, act) => $(id).addEventListener(type, act);
+
 // h("p.note", {onclick, "aria-label": ...}, "text", child): null and false are left out.
 /** @returns {any} */
 export function h(tag, props = {}, ...children) {

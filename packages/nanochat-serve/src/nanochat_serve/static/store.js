@@ -21,6 +21,7 @@ const result = (request) => new Promise((resolve, reject) => {
 
 export class Store {
   #db = null;
+  #opened = null;
   #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("nanochat") : null;
 
   /** `hear(change)`: another tab's `{kind: "chat" | "message" | "gone" | "who" | "left", ...}`; `fail(error)`: nothing is kept. */
@@ -29,7 +30,14 @@ export class Store {
     this.#channel?.addEventListener("message", (event) => hear(event.data));
   }
 
+  /** What is read or written meanwhile waits. */
   async open() {
+    this.#opened = this.#open();
+    await this.#opened;
+    if (this.#db) await this.#takeOldChats();
+  }
+
+  async #open() {
     try {
       const request = indexedDB.open("nanochat", 1);
       request.onupgradeneeded = () => {
@@ -37,7 +45,6 @@ export class Store {
         request.result.createObjectStore("messages", { keyPath: "id" }).createIndex("chat", "chat");
       };
       this.#db = await result(request);
-      await this.#takeOldChats();
     } catch (error) {
       this.fail(error);
     }
@@ -100,6 +107,7 @@ export class Store {
 
   async #read(name, act) {
     try {
+      await this.#opened;
       return this.#db && (await result(act(this.#db.transaction(name).objectStore(name))));
     } catch (error) {
       this.fail(error);
@@ -110,6 +118,7 @@ export class Store {
   // One transaction over both stores; whether it came through.
   async #write(act) {
     try {
+      await this.#opened;
       if (!this.#db) throw new Error("the browser keeps nothing");
       const change = this.#db.transaction(["chats", "messages"], "readwrite");
       const through = new Promise((resolve, reject) => {
