@@ -112,6 +112,7 @@ GETS: dict[str, tuple[str, Schema, str, tuple[int, ...]]] = {
     "/tokenizer_info": ("What a client needs to know of the tokenizer", OBJECT, "application/json", (404,)),
     "/stats": ("Workers, queue, tokens since the start, defaults", STATS, "application/json", ()),
     "/metrics": ("Counters and histograms in Prometheus' format", STRING, "text/plain", ()),
+    "/card": ("What the page shows of the model", OBJECT, "application/json", ()),
     "/openapi.json": ("This document", OBJECT, "application/json", ()),
     "/health": (
         "Always 200 while the process lives",
