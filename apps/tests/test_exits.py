@@ -30,9 +30,10 @@ def report():
         left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         tasks = Path("/proc/self/task")
         if tasks.is_dir():
-            # By name: those without one of their own are numerical pools (OpenMP, rayon), which know nothing of Python.
+            # By name: those without one of their own are numerical pools (OpenMP, rayon), which know nothing of Python;
+            # nor does that of pyarrow's allocator.
             names = {(task / "comm").read_text().strip() for task in tasks.iterdir()}
-            left += names - {Path("/proc/self/comm").read_text().strip()}
+            left += names - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}
         Path(os.environ["THREADS"], f"{os.getpid()}.json").write_text(json.dumps(left))
 
 atexit.register(report)  # what is registered first is called last
