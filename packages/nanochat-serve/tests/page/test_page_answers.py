@@ -141,7 +141,7 @@ def test_a_reload_before_the_first_word_leaves_a_way_on(page, server):
     page.again()
     server.answers("at last")
     page.click("text=Answer it")
-    page.wait_for_selector("text=at last")
+    page.wait_for_selector(".assistant >> text=at last")
     assert page.said == ["go on", "at last"]
 
 
@@ -237,7 +237,7 @@ def test_a_question_that_is_too_long_alone_costs_no_turn_and_can_be_shortened(pa
     page.click("text=Edit the question")
     page.fill(".editor textarea", "short")
     page.click(".editor >> text=Save")
-    page.wait_for_selector("text=SHORT")
+    page.wait_for_selector(".assistant >> text=SHORT")
     assert page.said == ["one", "ONE", "short", "SHORT"]
 
 
