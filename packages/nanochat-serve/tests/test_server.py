@@ -303,7 +303,7 @@ def test_an_api_key_is_asked_for_where_one_is_set():
 
 def test_the_page_is_self_contained_and_guarded():
     async def use(client: TestClient) -> Any:
-        answers = [await client.get(path) for path in PAGE_FILES if not path.startswith("/vendor/")]
+        answers = [await client.get(path) for path in PAGE_FILES]
         return [
             (answer.headers["Content-Security-Policy"], answer.content_type, await answer.text()) for answer in answers
         ]
