@@ -132,7 +132,8 @@ def test_no_thread_outlives_the_server_or_its_worker(folder: Path, tmp_path: Pat
         if line.startswith("ready"):
             break
     body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/chat/completions", data=body), timeout=60) as answer:
+    request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
         assert "done" in answer.read().decode()
     server.send_signal(signal.SIGTERM)
     finish(server)

@@ -65,10 +65,11 @@ def test_an_edit_without_a_change_asks_nothing_and_an_unfinished_one_is_found_ag
     page.say("first")
     page.fill("#prompt", "a draft")
     page.click('text="Edit"')
-    page.keyboard.press("Enter")
-    assert page.locator(".editor").count() == 0
+    page.press(".editor textarea:focus", "Enter")
+    page.wait_for_selector(".editor", state="detached")
     assert len(server.backend.requests) == 1
     page.click('text="Edit"')
+    page.wait_for_selector(".editor textarea:focus")
     page.fill(".editor textarea", "half an id")
     page.keyboard.press("Escape")
     assert page.said == ["first", "first"]
