@@ -163,7 +163,7 @@ def test_problems_that_do_not_fit_are_wrong_and_said_to_be(settings, tmp_path, c
     said = capsys.readouterr().out
     assert "5 problems without an answer" in said
     assert "10 problems without an answer" in said
-    assert {tuple(entry["finished"]) for entry in transcript(tmp_path, "gsm8k")} == {("no room",)}
+    assert {tuple(entry["finished"]) for entry in transcript(tmp_path, "gsm8k")} == {("context length exceeded",)}
 
 
 def test_a_model_of_nan_gets_a_clear_result(settings, tmp_path, capsys, monkeypatch):

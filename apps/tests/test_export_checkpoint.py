@@ -129,7 +129,7 @@ def test_a_modern_model_makes_a_bundle_but_no_model_of_transformers(
     assert "AutoModelForCausalLM" not in (tmp_path / "out/README.md").read_text()
     ours, bundled = (nanochat_engine.load(d) for d in (paths.find_checkpoint("sft"), tmp_path / "out"))
     assert ours.generate_batch([1, 2, 3], max_tokens=9) == bundled.generate_batch([1, 2, 3], max_tokens=9)
-    with pytest.raises(cli.UsageError, match="is there already"):
+    with pytest.raises(cli.UsageError, match="already exists"):
         export(tmp_path / "out")
     (tmp_path / "out/config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json"):

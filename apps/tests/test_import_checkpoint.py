@@ -154,7 +154,7 @@ def test_the_first_release_in_a_single_folder(tmp_path: Path, capsys: pytest.Cap
         assert torch.equal(engine.model(torch.arange(60)[None]), model(torch.arange(60)[None]))
     code, _, err = run("--from", "nanochat", str(folder), "-i", "sft", capsys=capsys)
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
 
 
 def test_what_is_wrong_is_one_line(theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ CALL, CALL_END, OUTPUT, OUTPUT_END = (
     TOKENIZER.special_id(f"<|{name}|>") for name in ("python_start", "python_end", "output_start", "output_end")
 )
 TOOLS = {("<|python_start|>", "<|python_end|>"): lambda text: None if text == "mat" else text.upper()}
-NUM_TOKENS = 40
+NUM_TOKENS = 64
 """Of the longest answer."""
 
 
@@ -70,7 +70,7 @@ def subject() -> Subject:
     model.init_weights(0)
     ids, rng = torch.tensor([BOS, *verse() * 8]), random.Random(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(120):
+    for _ in range(200):
         rows = torch.stack([ids[start : start + 161] for start in (rng.randrange(len(ids) - 161) for _ in range(4))])
         optimizer.zero_grad()
         model.loss(rows[:, :-1], rows[:, 1:]).backward()
@@ -112,7 +112,7 @@ def ask(prompt: list[int], max_tokens: int, n: int = 1) -> Request:
 
 def test_the_oracle_calls_tools_and_one_row_alone_says_the_same(subject: Subject) -> None:
     forced = [[token for token, mask in said if not mask] for said in subject.expected]
-    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 3
+    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 2
     assert any((CALL_END, 1) in said and not tokens for said, tokens in zip(subject.expected, forced, strict=True))
     with Engine(prepare_for_inference(subject.model), TOKENIZER, tools=TOOLS, max_rows=1, prefix_rows=0) as engine:
         for prompt, said in zip(subject.prompts, subject.expected, strict=True):

@@ -71,7 +71,7 @@ def test_engine_says_what_the_model_says_token_by_token(classic: bool, tokenizer
 
 
 def naive_greedy(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], *, num_tokens: int) -> list[int]:
-    """The likeliest token of the full forward, again and again, up to assistant-end or bos."""
+    """The most likely token of the full forward, again and again, up to assistant-end or bos."""
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(num_tokens):

@@ -77,7 +77,7 @@ def core(
 def samples(
     model: GPT, tokenizer: Tokenizer, *, num_samples: int = 1, max_tokens: int = 16, temperature: float = 0.0
 ) -> list[str]:
-    """How the model goes on from each of `PROMPTS`, a line each: prompt|continuation."""
+    """How the model continues each of `PROMPTS`, a line each: prompt|continuation."""
     from nanochat_engine import Engine
 
     engine = Engine(model, tokenizer, tools={}, max_rows=len(PROMPTS), prefix_rows=0)

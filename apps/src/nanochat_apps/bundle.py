@@ -43,7 +43,7 @@ def write_bundle(
     """Makes `out`, whole or not at all; `meta` is that of the checkpoint the model came from.
 
     In the layout of transformers the result is loaded with transformers and compared: returns the largest difference of two
-    logits. Raises `ValueError` naming what has no place there or differs, `UsageError` if `out` is there already.
+    logits. Raises `ValueError` naming what has no place there or differs, `UsageError` if `out` already exists.
     """
     import torch
     from nanochat_model import load_model, save_model
@@ -53,7 +53,7 @@ def write_bundle(
     from nanochat_apps.parity import check_transformers
 
     if out.exists():
-        raise cli.UsageError(f"{out} is there already: give another directory, or remove it")
+        raise cli.UsageError(f"{out} already exists: give another directory, or remove it")
     difference = None
 
     def check(directory: Path) -> None:

@@ -41,9 +41,9 @@ class Settings:
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
     """Directory of a bundle or a checkpoint, wherever it is; instead of tag and step."""
     temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
-    """0 always takes the likeliest token. Default: the bundle's, else 0.6."""
+    """0 is greedy. Default: the bundle's, else 0.6."""
     top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Likeliest tokens to choose from; 0: all. Default: the bundle's, else 50."""
+    """Top-k: the most likely tokens to sample from; 0: all. Default: the bundle's, else 50."""
     max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
     """Tokens of an answer at most. Default: the bundle's, else 256."""
     seed: int = 42

@@ -33,13 +33,13 @@ class Settings:
     task_name: Annotated[str | None, tyro.conf.arg(aliases=["-a"])] = None
     """Tasks, with | or , between: arc-easy|gsm8k; the tasks of ChatCORE if not given."""
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
-    """0 always takes the likeliest token."""
+    """0 is greedy."""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
     """Tokens of an answer at most."""
     num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Answers to each problem; pass@k is estimated for k up to this."""
     top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Likeliest tokens to choose from; 0: all."""
+    """Top-k: the most likely tokens to sample from; 0: all."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 8
     """Problems at a time where a letter is the answer."""
     num_rows: int = 32
@@ -171,8 +171,8 @@ def table_line(result: ChatResult) -> str:
         f"   centred {result.centred:+.4f}"
     )
     line += "".join(f"   pass@{k} {value:.1%}" for k, value in result.pass_at.items() if k > 1)
-    if result.share_cut_off:
-        line += f"   {result.share_cut_off:.0%} of the answers cut off"
+    if result.share_truncated:
+        line += f"   {result.share_truncated:.0%} of the answers truncated"
     if result.num_unanswered:
         line += f"   {result.num_unanswered} problems without an answer: too long, or no finite log probabilities"
     return line

@@ -1,4 +1,4 @@
-"""What evaluations ask of a model, by an engine: log likelihoods, the likeliest of a few letters, answers in words."""
+"""What evaluations ask of a model, by an engine: log likelihoods, the most likely of a few letters, answers in words."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class EngineWriter:
         for index, conversation in problems:
             prompt = engine.chat_ids(conversation["messages"])
             if len(prompt) >= engine.model.max_context:
-                yield index, [Answer(text="", num_tokens=0, finished="no room")] * n
+                yield index, [Answer(text="", num_tokens=0, finished="context length exceeded")] * n
                 continue
             params = self._params.with_seed(sample_seed(self._params.seed, index * n))
             submitted.append((index, engine.events(Request(token_ids=prompt, params=params))))

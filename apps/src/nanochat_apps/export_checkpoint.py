@@ -67,7 +67,7 @@ def load(checkpoint: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
 
 
 def main() -> None:
-    cli.run(export, Settings, prog="export-checkpoint", description="Give a model away.")
+    cli.run(export, Settings, prog="export-checkpoint", description="Export a model.")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ class Sampling:
     """How answers are drawn."""
 
     temperature: float
-    """0 always takes the likeliest token."""
+    """0 is greedy."""
     top_k: int
-    """Likeliest tokens to choose from; 0: all."""
+    """Top-k: the most likely tokens to sample from; 0: all."""
     max_tokens: int
     """Tokens of an answer at most."""
 

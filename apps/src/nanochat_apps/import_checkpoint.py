@@ -100,7 +100,7 @@ def save(model: GPT, tokenizer: Tokenizer, *, source: paths.Source, tag: str, st
 
     directory = paths.step_dir(source, tag, step)
     if directory.exists():
-        raise cli.UsageError(f"{directory} is there already: give another --model-tag, or remove it")
+        raise cli.UsageError(f"{directory} already exists: give another --model-tag, or remove it")
     if not paths.tokenizer_dir().exists():
         tokenizer.save(paths.tokenizer_dir())
     return save_checkpoint(
@@ -112,7 +112,7 @@ def save(model: GPT, tokenizer: Tokenizer, *, source: paths.Source, tag: str, st
 
 
 def main() -> None:
-    cli.run(import_checkpoints, Settings, prog="import-checkpoint", description="Bring a model of another project in.")
+    cli.run(import_checkpoints, Settings, prog="import-checkpoint", description="Import a model of another project.")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ class Settings:
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 64
     """Tokens of each answer."""
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.8
-    """0 always takes the likeliest token."""
+    """0 is greedy."""
     top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Likeliest tokens to choose from; 0: all."""
+    """Top-k: the most likely tokens to sample from; 0: all."""
     prefill_tokens: int | None = None
     """Length of the prompt that the prefill rate is measured on, in one step; by default 1024, or what fits."""
     compile: bool = False

@@ -69,7 +69,7 @@ def test_answers_in_words_are_graded_whatever_their_order():
     assert list(result.pass_at) == [1, 2, 3]
     for k, value in result.pass_at.items():
         assert value == pytest.approx(statistics.mean(pass_at_k(3, i % 4, k) for i in range(10)))
-    assert result.share_cut_off == pytest.approx(1 - statistics.mean(shares))
+    assert result.share_truncated == pytest.approx(1 - statistics.mean(shares))
 
 
 def test_letters_are_the_most_probable_finite_ones():
@@ -130,7 +130,7 @@ def test_chatcore_is_the_mean_of_centred_accuracies_and_needs_all_tasks():
             standard_error=0.0,
             baseline=baseline,
             pass_at={1: 0.0},
-            share_cut_off=0.0,
+            share_truncated=0.0,
             num_unanswered=0,
         )
         for name, baseline in CHAT_CORE.items()

@@ -94,7 +94,7 @@ class Quickstart:
         self.timings_file = self.folder / "timings.json"
 
     def run(self) -> bool:
-        """All stages; False if a signal stopped one (a second run goes on from there)."""
+        """All stages; False if a signal stopped one (the same command resumes it)."""
         if self.settings.fresh:
             for made in (self.folder, *(paths.checkpoints_root(stage) / self.tag for stage in STAGES)):
                 shutil.rmtree(made, ignore_errors=True)
@@ -117,7 +117,7 @@ class Quickstart:
         why = "" if device.has_fast_bf16(where) else "; this processor has no fast bf16"
         say(f"quickstart: everything goes to {self.folder.parent}")
         say(f"training {tokens / 1e6:.1f} M tokens on {where.type} in {str(dtype).removeprefix('torch.')}{why}")
-        say(f"expect about {max(1, round(minutes))} minutes; Ctrl-C stops, and the same command goes on from there")
+        say(f"expect about {max(1, round(minutes))} minutes; Ctrl-C stops, and the same command resumes")
 
     def _timed(self, stage: str, work: Any) -> bool:
         """Runs a stage and adds its seconds to the ledger, which outlives interruptions."""

@@ -23,7 +23,7 @@ CHUNK_ROWS = 4096
 """Rows of logits held at a time on other devices, which small products leave idle."""
 
 IGNORED = -1
-"""Target id that is not supervised."""
+"""Target id without a loss."""
 
 
 def softcap_logits(logits: Tensor, softcap: float) -> Tensor:

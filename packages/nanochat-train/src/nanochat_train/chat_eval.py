@@ -40,7 +40,7 @@ class Answer:
     text: str
     num_tokens: int
     finished: str
-    """`stop`, `length` (cut off at the limit), or `no room` (the problem did not fit the context)."""
+    """`stop`, `length` (cut off at the limit), or `context length exceeded` (the problem did not fit the context)."""
 
 
 class Writer(Protocol):
@@ -73,7 +73,7 @@ class ChatResult:
     baseline: float
     pass_at: dict[int, float]
     """Estimated chance that one of k samples is right, for k = 1, 2, 4, ... up to the number of samples."""
-    share_cut_off: float
+    share_truncated: float
     """Answers that reached the limit of tokens."""
     num_unanswered: int
     """Problems without an answer, which count as wrong: they did not fit the context, or no log probability was finite."""
@@ -172,7 +172,10 @@ def _written(
             "answers": [answer.text for answer in answers],
             "finished": [answer.finished for answer in answers],
             "num_tokens": [answer.num_tokens for answer in answers],
-            "right": [answer.finished != "no room" and task.evaluate(conversation, answer.text) for answer in answers],
+            "right": [
+                answer.finished != "context length exceeded" and task.evaluate(conversation, answer.text)
+                for answer in answers
+            ],
         }
 
     conversations: dict[int, Any] = {}
@@ -212,10 +215,10 @@ def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, wo
         sum(shares),
         sum(share**2 for share in shares),
         finished.count("length"),
-        sum(set(entry["finished"]) <= {"no room", "no answer"} for entry in entries),
+        sum(set(entry["finished"]) <= {"context length exceeded", "no answer"} for entry in entries),
         *(sum(pass_at_k(n, right, k) for n, right in counts) for k in ks),
     )
-    num_problems, num_answers, total, squares, cut_off, unanswered, *passed = sums
+    num_problems, num_answers, total, squares, truncated, unanswered, *passed = sums
     if not num_problems:
         raise ValueError(f"{name} has no problem to put to the model")
     mean = total / num_problems
@@ -228,6 +231,6 @@ def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, wo
         standard_error=math.sqrt(variance / num_problems),
         baseline=baseline,
         pass_at={k: value / num_problems for k, value in zip(ks, passed, strict=True)},
-        share_cut_off=cut_off / num_answers,
+        share_truncated=truncated / num_answers,
         num_unanswered=int(unanswered),
     )

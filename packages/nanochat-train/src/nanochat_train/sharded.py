@@ -1,6 +1,6 @@
 """MuonAdamW over the ranks of torch.distributed: each keeps and steps its share, and all end with the same weights.
 
-Gradients are summed (the loop has divided the loss by the supervised tokens of all ranks). Large AdamW parameters are
+Gradients are summed (the loop has divided the loss by the target tokens of all ranks). Large AdamW parameters are
 shared out by rows, Muon's banks by matrices, small parameters are stepped everywhere. All reductions are started before
 the first is needed, and so are all gathers, which overlap with updates and go straight to the banks.
 """
