@@ -5,6 +5,7 @@ Requests join, leave, are cancelled, share prefixes, have several samples, and c
 
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,18 +33,9 @@ def called(text: str) -> list[int]:
 
 
 def verse() -> list[int]:
-    """A text with calls, some of which have no output."""
-    encode = TOKENIZER.encode
-    return [
-        *(
-            *encode("the cat sat on the "),
-            *called("mat"),
-            *encode(". the dog "),
-            *called("ran"),
-            *encode(" to the cat. "),
-        ),
-        *(*encode("a "), *called("bird"), *encode(" sang in a tree. we all sat in the sun. ")),
-    ]
+    """A text with a call every few words, so that an answer of NUM_TOKENS has one wherever it starts; one has no output."""
+    text = "the cat sat on the |mat|. a |dog| ran to the |cat| and a |bird| sang in the |sun|. "
+    return [id for i, part in enumerate(text.split("|")) for id in (called(part) if i % 2 else TOKENIZER.encode(part))]
 
 
 @dataclass
@@ -112,8 +104,9 @@ def ask(prompt: list[int], max_tokens: int, n: int = 1) -> Request:
 
 def test_the_oracle_calls_tools_and_one_row_alone_says_the_same(subject: Subject) -> None:
     forced = [[token for token, mask in said if not mask] for said in subject.expected]
-    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 2
-    assert any((CALL_END, 1) in said and not tokens for said, tokens in zip(subject.expected, forced, strict=True))
+    assert sum(OUTPUT in tokens for tokens in forced) > len(forced) / 2  # each, where the verse is known by heart
+    pairs = [pair for said in subject.expected for pair in pairwise(said)]
+    assert any(ends == (CALL_END, 1) and mask for ends, (_, mask) in pairs)  # a call that has no output
     with Engine(prepare_for_inference(subject.model), TOKENIZER, tools=TOOLS, max_rows=1, prefix_rows=0) as engine:
         for prompt, said in zip(subject.prompts, subject.expected, strict=True):
             [[alone]] = engine.run([ask(prompt, NUM_TOKENS)])

@@ -65,7 +65,11 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) -> (..., N)."""
         flat = x.reshape(-1, x.size(-1))
-        y: Tensor = torch.ops.nanochat.int8_linear(flat, self.weight, self.scale)
+        is_packed = x.device.type == "cuda" or (x.device.type == "cpu" and flat.size(0) <= PACKED_ROWS)
+        if x.dtype != torch.float32 and is_packed:
+            y = torch._weight_int8pack_mm(flat, self.weight, self.scale)  # a compiler has kernels of its own for it
+        else:
+            y = torch.ops.nanochat.int8_linear(flat, self.weight, self.scale)
         return y.view(*x.shape[:-1], self.weight.size(0))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -75,11 +79,8 @@ class Int8Linear(nn.Module):
 
 @torch.library.custom_op("nanochat::int8_linear", mutates_args=())
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (M, K), weight (N, K) int8, scale (N,) -> (M, N); one operation to a compiler."""
-    on_cpu = x.device.type == "cpu"
-    if x.dtype != torch.float32 and (x.size(0) <= PACKED_ROWS if on_cpu else x.device.type == "cuda"):
-        return torch._weight_int8pack_mm(x, weight, scale)
-    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if on_cpu else weight.size(0)
+    """x (M, K), weight (N, K) int8, scale (N,) -> (M, N), the weight restored; one operation to a compiler."""
+    rows = BLOCK_ELEMENTS // weight.size(1) or 1 if x.device.type == "cpu" else weight.size(0)
     y = x.new_empty(weight.size(0), x.size(0))
     for start in range(0, weight.size(0), rows):
         torch.mm(weight[start : start + rows].to(x.dtype), x.T, out=y[start : start + rows])
