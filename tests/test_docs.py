@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import tiktoken
 import torch
-from nanochat_apps import cli
-from nanochat_apps.bundle import write_bundle
+from nanochat_apps.interop.bundle import write_bundle
+from nanochat_apps.runtime import cli
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, save_model
 from nanochat_tokenizer import convert
