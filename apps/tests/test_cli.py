@@ -132,9 +132,8 @@ def test_every_program_is_a_command_and_takes_its_settings() -> None:
     assert set(commands.values()) == {"nanochat_apps.nanochat:main"}
     for name, program in nanochat.PROGRAMS.items():
         module, function = program.function.split(":")
-        flags = importlib.import_module(f"nanochat_apps.runtime.flags.{name.replace('-', '_')}")
         start = getattr(importlib.import_module(f"nanochat_apps.{module}"), function)
-        assert get_type_hints(start)["settings"] is flags.Settings
+        assert get_type_hints(start)["settings"] is nanochat.settings_of(name)
 
 
 def test_nanochat_lists_the_programs_and_runs_the_one_that_is_named(

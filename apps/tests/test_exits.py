@@ -54,7 +54,7 @@ PROGRAMS = {
         1,
         "infer-bench -i sft -g noise --batch-sizes 2 --prompt-tokens 8 -m 4 --prefill-tokens 16 --device-type cpu",
     ),
-    "quickstart": (1, "quickstart.program --smoke --device-type cpu"),
+    "quickstart": (1, "quickstart --smoke --device-type cpu"),
 }
 
 

@@ -69,13 +69,18 @@ def run(name: str, args: list[str]) -> NoReturn:
     """Runs a program with these arguments and exits with its status; it is imported once the flags are understood."""
     program = PROGRAMS[name]
     module, function = program.function.split(":")
-    settings = importlib.import_module(f"nanochat_apps.runtime.flags.{name.replace('-', '_')}").Settings
 
     def start(flags: object) -> int | None:
         status: int | None = getattr(importlib.import_module(f"nanochat_apps.{module}"), function)(flags)
         return status
 
-    cli.run(start, settings, prog=name, description=program.description, args=args)
+    cli.run(start, settings_of(name), prog=name, description=program.description, args=args)
+
+
+def settings_of(name: str) -> type:
+    """The dataclass of a program's flags."""
+    settings: type = importlib.import_module(f"nanochat_apps.runtime.flags.{name.replace('-', '_')}").Settings
+    return settings
 
 
 def listing() -> str:
