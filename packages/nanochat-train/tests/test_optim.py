@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nanochat_train import MuonAdamW, Rates, Recipe, param_groups, schedules
-from nanochat_train.muon import POLAR_EXPRESS_COEFFICIENTS
+from nanochat_train.muon import POLAR_EXPRESS_COEFFICIENTS, orthogonalise
 
 
 def test_adamw_groups_equal_torch():
@@ -61,6 +61,21 @@ def test_muon_groups_equal_the_plain_formulas(shape):
         optimizer.step()
         for param, (expected, _, _) in zip(params, plain, strict=True):
             torch.testing.assert_close(param.double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_five_steps_bring_singular_values_from_a_thousandth_to_one_near_one():
+    left, right = (torch.linalg.qr(torch.randn(rows, 64, dtype=torch.float64))[0] for rows in (64, 128))
+    matrix = left * (0.99 * torch.logspace(-3, 0, 64, dtype=torch.float64)) @ right.T
+    worked = [
+        (0.008075, 1.988775),
+        (0.032645, 1.963804),
+        (0.126947, 1.869116),
+        (0.412288, 1.572637),
+        (0.852669, 1.141007),
+    ]
+    for steps, ends in enumerate(worked, start=1):
+        values = torch.linalg.svdvals(orthogonalise(matrix[None], steps=steps)[0])
+        assert (float(values.min()), float(values.max())) == pytest.approx(ends, rel=1e-5)
 
 
 def test_matrices_without_gradient_rows_stay_finite():
