@@ -49,7 +49,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         fp8.check(where, dtype)
         fp8.use_fp8(model)
     T, total_rows = settings.max_seq_len, base_setup.rows_per_step(settings, recipe, world.size)
-    trained = training_model.trained(model, settings, num_steps=recipe.num_iterations)
+    bos_id = tokenizer.bos_id if settings.document_mask else None
+    trained = training_model.trained(model, settings, num_steps=recipe.num_iterations, bos_id=bos_id)
     rows = training.micro_batch_rows(settings, folder, trained, length=T, total=total_rows, where=where, world=world)
     if world.is_main:
         base_setup.describe(recipe, model)
@@ -109,8 +110,15 @@ def evaluations(
 
     def validation() -> Evaluated:
         with fp8.in_bfloat16(model):
-            tokens = settings.eval_tokens
-            found = base_measures.text_bpb(model, tokenizer, texts, rows=rows, max_tokens=tokens, world=world)
+            found = base_measures.text_bpb(
+                model,
+                tokenizer,
+                texts,
+                rows=rows,
+                max_tokens=settings.eval_tokens,
+                document_mask=settings.document_mask,
+                world=world,
+            )
         return Evaluated({"val_bpb": found.bpb}, [f"val bpb {found.bpb:.4f}"])
 
     def core() -> Evaluated:

@@ -16,6 +16,7 @@ from nanochat_train import Batch, Evaluated, Evaluation, World, bits_per_byte, c
 from nanochat_apps import paths
 from nanochat_apps.chat_eval import load_task
 from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.training_model import TrainedModel, packed_loss
 
 if TYPE_CHECKING:
     from nanochat_apps.chat_sft import Settings
@@ -35,10 +36,12 @@ def evaluations(
 ) -> list[Evaluation]:
     """What the settings ask for; `batches` packs the conversations of a task, once each."""
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    loss = packed_loss(model, tokenizer.bos_id if settings.document_mask else None)
+    measured = TrainedModel(model=model, loss=loss)
 
     def bpb(name: str, task: Task) -> Evaluation:
         def evaluate() -> Evaluated:
-            found = bits_per_byte(model, batches(task), lengths, device=model.device, world=world)
+            found = bits_per_byte(measured, batches(task), lengths, device=model.device, world=world)
             return Evaluated({f"{name}_bpb": found.bpb}, [f"{name} bpb {found.bpb:.4f}"])
 
         return Evaluation(every=settings.eval_every, evaluate=evaluate)
