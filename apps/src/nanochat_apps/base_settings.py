@@ -19,7 +19,7 @@ class Settings(RunSettings):
     """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); val* files are validation, else the last file.
     Or several, with how often each comes in an epoch: my-texts:3,wiki:1. Default: what download-data fetched."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     depth: int = 20
     """Layers, from which everything else follows."""
     aspect_ratio: int = 64

@@ -23,13 +23,13 @@ class Settings:
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
     """Folder or file of text, read up to its first bad line; its training, validation and test documents are compared."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     conversations: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"])] = ()
     """Files of conversations, tasks, and hub:owner/name:split, to be compared with each other."""
     tokenizer: Path | None = None
     """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
     max_seq_len: int = 2048
-    """Length of the packed sequences (T) that conversations are to fill."""
+    """Length of the packed sequences (T) that they are to fill."""
     max_items: int = 100_000
     """Documents or conversations to read of each part at most."""
     max_faults: int = 5
@@ -55,7 +55,7 @@ def show(settings: Settings) -> int:
         for name, items in (_texts(settings) | _conversations(settings)).items()
     }
     for name, part in parts.items():
-        print(f"{name}: {_summary(part, settings.max_seq_len, packed=name in settings.conversations)}")
+        print(f"{name}: {_summary(part, settings.max_seq_len, cut=name not in settings.conversations)}")
     for first, second in permutations(parts, 2):
         if shared := parts[first].num_shared(parts[second]):
             print(f"{shared:,} of {len(parts[first].lengths):,} items of {first} are in {second} too")
@@ -92,7 +92,7 @@ def _conversations(settings: Settings) -> dict[str, Iterable[str | Conversation 
     return {name: read_conversations(name, options) for name in settings.conversations}
 
 
-def _summary(part: Statistics, sequence_len: int, *, packed: bool) -> str:
+def _summary(part: Statistics, sequence_len: int, *, cut: bool) -> str:
     lengths = sorted(part.lengths.tolist())
     said = f"{len(lengths):,} items, {part.num_repeated:,} repeated, {len(part.faults):,} bad"
     if not lengths:
@@ -103,7 +103,7 @@ def _summary(part: Statistics, sequence_len: int, *, packed: bool) -> str:
     )
     over = sum(length > sequence_len + 1 for length in lengths) / len(lengths)
     said += f"longest {lengths[-1]:,}, {over:.1%} over {sequence_len:,}"
-    return f"{said}; packed sequences {part.fill(sequence_len):.0%} full" if packed else said
+    return f"{said}; packed sequences {part.fill(sequence_len, cut=cut):.0%} full"
 
 
 def main() -> None:
