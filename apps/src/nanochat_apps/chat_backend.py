@@ -6,21 +6,34 @@ runs it in a process of its own.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import nanochat_engine
 import torch
-from nanochat_engine import AsyncEngine, CompletionBuilder, Engine, Event, Logprobs, Request, SamplingParams
+from nanochat_engine import (
+    AsyncEngine,
+    CompletionBuilder,
+    Engine,
+    Event,
+    Grammars,
+    Logprobs,
+    Request,
+    SamplingParams,
+    TokenConstraint,
+)
 from nanochat_serve import (
     BackendStatus,
     ChatEvent,
     ChatRequest,
     ContextLengthError,
     Finished,
+    Grammar,
     InvalidRequestError,
     ModelInfo,
     Prompt,
@@ -97,12 +110,14 @@ class EngineBackend:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The samples' events as they come. Closing it frees the engine's rows within a step.
 
-        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids.
+        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids
+        and for a grammar that is none.
         """
+        constraint = None if request.grammar is None else await asyncio.to_thread(self._constraint, request.grammar)
         ids, added = self._prompt_ids(request)
         values = {field.name: getattr(request.params, field.name) for field in fields(request.params)}
         seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
-        params = SamplingParams(**{**values, "seed": seed})
+        params = SamplingParams(**{**values, "seed": seed, "constraint": constraint})
         if request.echo and params.prompt_logprobs is None:
             yield self._prompt(ids[added:], ())
         if params.max_tokens == 0 and params.prompt_logprobs is None:
@@ -124,6 +139,18 @@ class EngineBackend:
                     yield answer
                 if all(builder.done for builder in builders):
                     return
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._tokenizer)
+
+    def _constraint(self, grammar: Grammar) -> TokenConstraint:
+        """On a thread, as large grammars take their time."""
+        try:
+            constraint: TokenConstraint = getattr(self._grammars, grammar.kind)(grammar.value)
+        except (ValueError, ImportError) as error:
+            raise InvalidRequestError(grammar.field, str(error)) from None
+        return constraint
 
     def _answer(self, builder: CompletionBuilder, event: Event) -> Iterator[ChatEvent]:
         """What an event of a sample makes certain."""

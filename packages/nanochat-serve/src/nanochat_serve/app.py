@@ -11,6 +11,7 @@ from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, adm
 from nanochat_serve.fields import SEED_CHAT, parse
 from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
 from nanochat_serve.logs import HTTP_LOG, LOG, without_traceback
+from nanochat_serve.messages import parse_messages
 from nanochat_serve.metrics import ServerMetrics
 from nanochat_serve.page import PAGE_FILES, page_file
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, Prompt, TextDelta, ToolCall
@@ -75,7 +76,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     with admitted(request) as place:
         parsed = parse(await json_body(request), SEED_CHAT, request.app[SETTINGS])
         request[CLAMPED] = parsed.clamped_header()
-        chat = ChatRequest(messages=parsed["messages"], params=parsed.params(), salt=salt_of(request))
+        messages = parse_messages(parsed["messages"], request.app[SETTINGS])
+        chat = ChatRequest(messages=messages, params=parsed.params(), salt=salt_of(request))
         return await stream_answer(request, place, [chat], wire_lines)
 
 

@@ -52,13 +52,11 @@ async def tokenize(request: web.Request) -> web.Response:
     settings, length = request.app[SETTINGS], SamplingParams(max_tokens=0)
     with admitted(request) as place:
         parsed = parse(await json_body(request), TOKENIZE, settings)
-        text = parsed["prompt"]
-        if text is None:
-            chat = ChatRequest(messages=parse_messages(parsed["messages"], settings), params=length, echo=True)
-        elif len(text) > settings.max_total_chars:
-            raise InvalidRequestError("prompt", f"has {len(text)} characters, limit {settings.max_total_chars}")
-        else:
-            chat = ChatRequest(prompt=text, params=length, echo=True)
+        text, messages = parsed["prompt"], parsed["messages"]
+        if text is None and messages is None:
+            raise InvalidRequestError("prompt", "is missing; or else give messages")
+        turns = () if text is not None else parse_messages(messages, settings)
+        chat = ChatRequest(messages=turns, prompt=text, params=length, echo=True)
         tokens, info = (await prompt_of(request, place, chat)).tokens, request.app[BACKEND].status().model
         if text is not None and parsed["add_special_tokens"] and info is not None and info.bos_id is not None:
             tokens = (Token(info.bos_id, (info.bos_token or "").encode()), *tokens)
