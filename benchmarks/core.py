@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import tyro
-from nanochat_apps.device import choose_device, choose_dtype
-from nanochat_apps.eval_model import make_loglikelihood
+from nanochat_apps.adapters.eval_model import make_loglikelihood
+from nanochat_apps.runtime.device import choose_device, choose_dtype
 from nanochat_data import CoreTask, load_core_bundle
 from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer

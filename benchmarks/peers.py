@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from nanochat_apps.device import tuned_environment
-from nanochat_apps.limits import Limits
+from nanochat_apps.runtime.process import tuned_environment
+from nanochat_apps.runtime.roofline import Limits
 from nanochat_model import GPT, GPTConfig, save_model
 from peer_workers import ENGINES, Job
 

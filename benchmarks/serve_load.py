@@ -30,8 +30,8 @@ from statistics import median
 
 import aiohttp
 import tyro
-from nanochat_apps.device import tune_process
-from nanochat_apps.engine_timing import wait_until_compiled
+from nanochat_apps.infer_bench.timing import wait_until_compiled
+from nanochat_apps.runtime.process import tune_process
 
 MODEL = {"sequence_len": 512, "vocab_size": 4096, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
 WORDS = ["the", "small", "model", "cat", "house", "river", "seven", "green", "walks", "sings", "never", "over", "light"]
@@ -234,7 +234,7 @@ class BareEngine:
 @contextmanager
 def chat_web(base: Path, args: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
     """A server of its own: its URL, and the processes that it consists of."""
-    command = [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--host", "127.0.0.1", "--port", "0", *args]
+    command = [sys.executable, "-u", "-m", "nanochat_apps", "chat-web", "--host", "127.0.0.1", "--port", "0", *args]
     environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -27,8 +27,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nanochat_apps import device as devices
-from nanochat_apps.training_model import CompiledLoss
+from nanochat_apps.runtime import device as devices
+from nanochat_apps.runtime import process
+from nanochat_apps.runtime.training_model import CompiledLoss
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
@@ -353,7 +354,7 @@ def most_allocated(profiler: torch.profiler.profile) -> int:
 
 
 def main() -> None:
-    devices.tune_process()
+    process.tune_process()
     if PROCESSOR_TIME:
         torch.set_num_threads(1)
     ways = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from nanochat_apps import chat_backend
-from nanochat_apps.chat_backend import EngineBackend, create_backend
+from nanochat_apps.adapters import chat_backend
+from nanochat_apps.adapters.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine, Event
 from nanochat_engine.testing import ScriptedLM, TinyLM

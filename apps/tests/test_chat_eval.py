@@ -10,8 +10,8 @@ import nanochat_engine
 import pytest
 import torch
 from nanochat_apps import chat_eval
-from nanochat_apps.cli import UsageError
-from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import SamplingParams
 from nanochat_model import GPT

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from nanochat_apps import device
 from nanochat_apps.testing import save_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
@@ -31,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(base: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", "--no-compile", *args],
+        [sys.executable, "-u", "-m", "nanochat_apps", "chat-web", "--device-type", "cpu", "--no-compile", *args],
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -195,7 +194,7 @@ def test_the_cache_can_be_bounded_and_steps_are_compiled_beside_the_answers(base
     while not lines or not lines[-1].startswith("ready"):
         lines.append(process.stdout.readline())
         assert lines[-1], process.communicate()[1]
-    assert any("not compiled" in line for line in lines) == (not device.has_compiler())
+    assert any("not compiled" in line for line in lines) == (not process.has_compiler())
     url = next(line for line in lines if "http://" in line).split("open ")[1].strip()
     assert ask(url, None, max_tokens=5).endswith('data: {"done": true}\n\n')
     process.send_signal(signal.SIGTERM)

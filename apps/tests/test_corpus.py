@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from nanochat_apps import corpus, paths
+from nanochat_apps.runtime import corpus, paths
 from nanochat_data import PretrainLoader, TokenShards, documents
 from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import World

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from nanochat_apps import base_train, cli, paths, tok_train
+from nanochat_apps import base_train, tok_train
+from nanochat_apps.runtime import cli, paths
 from nanochat_data.synthetic import TinyWorld
 
 FLAGS = [
@@ -44,7 +45,7 @@ def world(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process_does_and_one_goes_on_from_them(world):
     base, flags, environment = world
-    program = ["-m", "nanochat_apps.base_train"]
+    program = ["-m", "nanochat_apps", "base-train"]
     train(*flags, "--num-iterations", "12", "--model-tag", "alone")
 
     agents = [
@@ -85,7 +86,7 @@ def test_ranks_that_have_done_their_work_end_well(world, tmp_path, num_runs):
     chats.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "nanochat_apps.chat_sft", "--mixture", str(chats), "--num-iterations", "2", "--save-every", "1"),
+        *("-m", "nanochat_apps", "chat-sft", "--mixture", str(chats), "--num-iterations", "2", "--save-every", "1"),
         *("--device-type", "cpu", "--dtype", "float32", "--compile", "off"),
     ]
     failed = []

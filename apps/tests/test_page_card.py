@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from nanochat_apps import paths
-from nanochat_apps.page_card import MAX_POINTS, page_card, training_command
+from nanochat_apps.reports.page_card import MAX_POINTS, page_card, training_command
+from nanochat_apps.runtime import paths
 
 
 @pytest.fixture

@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
 
-import tyro
+import torch
+from nanochat_data import ConversationLoader, Prefetcher, Task, TaskOptions, parse_mixture, split_held_out
+from nanochat_model import load_model
+from nanochat_tokenizer import Tokenizer, render_conversation
+from nanochat_train import FineTuning, Run, Trainer, World, load_meta, load_training_state, state, verify_checkpoint
 
-from nanochat_apps import cli, device, distributed, paths
-from nanochat_apps.run_settings import RunSettings
-
-if TYPE_CHECKING:
-    import torch
-    from nanochat_data import Task
-    from nanochat_train import World
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings(RunSettings):
-    """A fine-tuning run. What is not given is taken from the base run."""
-
-    mixture: Annotated[str, tyro.conf.arg(aliases=["-x"])]
-    """Conversations to train on and how often each comes: tasks, files, hub:owner/name:split; oasst.jsonl:1,gsm8k:4."""
-    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
-    """Tag of the base model, and of the chat model; default: the largest."""
-    model_step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """Step of the base model; default: the last."""
-    num_iterations: int | None = None
-    """Optimizer steps; default: one epoch."""
-    total_batch_size: int | None = None
-    """Tokens of an optimizer step; default: the base run's."""
-    init_lr_frac: float = 0.8
-    """On the base run's rates, which are not scaled by the batch here."""
-    warmdown_ratio: float = 0.5
-    final_lr_frac: float = 0.0
-    warm_optimizer: bool = True
-    """Start with the base run's optimizer state."""
-    eval_every: int = 200
-    """Steps between evaluations on the conversations held out for validation, from step 0 on; 0 or -1: never."""
-    test_splits: bool = False
-    """Also evaluate bits per byte on the test splits of the mixture's published sets."""
-    chatcore_every: int = 0
-    """Steps between evaluations of --chatcore-tasks; 0 or -1: never."""
-    chatcore_tasks: str = "arc-easy|arc-challenge|mmlu|gsm8k|humaneval"
-    """All of the ChatCORE metric, or some of them."""
-    chatcore_max_problems: int = 100
-    """Problems of each task."""
+from nanochat_apps.adapters import chat_evals
+from nanochat_apps.runtime import cli, distributed, paths, training, training_model
+from nanochat_apps.runtime.flags.chat_sft import Settings as Settings
 
 
 def train(settings: Settings) -> int:
     """Fine-tunes on the mixture that the settings name."""
-    from nanochat_data import TaskOptions, parse_mixture
-
     mixture = parse_mixture(settings.mixture, TaskOptions(split="train", mirror=paths.data_mirror()))
     return 0 if fine_tune(settings, mixture) else cli.INTERRUPTED
 
@@ -65,13 +29,6 @@ def fine_tune(settings: Settings, task: Task) -> bool:
 
 
 def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
-    from nanochat_data import ConversationLoader, Prefetcher, split_held_out
-    from nanochat_model import load_model
-    from nanochat_tokenizer import Tokenizer, render_conversation
-    from nanochat_train import FineTuning, Run, Trainer, load_meta, load_training_state, state, verify_checkpoint
-
-    from nanochat_apps import chat_measures, training, training_model
-
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     folder = training.open_folder(settings, "sft", base.parent.name)
     if training.is_finished(folder, settings, world):
@@ -122,7 +79,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
             world=world,
         )
         batches = partial(make_loader, num_epochs=1)
-        evals = chat_measures.evaluations(settings, model, tokenizer, val_task, batches, world)
+        evals = chat_evals.evaluations(settings, model, tokenizer, val_task, batches, world)
         epoch = (lambda: prefetched.epoch) if endless else None
         run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress, epoch=epoch)
         meta = {
@@ -137,12 +94,3 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     if loader.num_cut and world.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
-
-
-def main() -> None:
-    device.tune_process()
-    cli.run(train, Settings, prog="chat-sft", description="Fine-tune a base model on conversations.")
-
-
-if __name__ == "__main__":
-    main()

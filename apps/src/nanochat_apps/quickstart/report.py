@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_apps import page
+from matplotlib.figure import Figure
+from nanochat_train import read_metrics
+
 from nanochat_apps.quickstart.evaluation import Score
+from nanochat_apps.reports import page
 
 
 def write(
@@ -21,8 +24,6 @@ def write(
     metrics: Mapping[str, Path],
 ) -> Path:
     """Writes `report.html`, which needs nothing beside itself, and returns it."""
-    from nanochat_train import read_metrics
-
     curves = {stage: read_metrics(path) for stage, path in metrics.items()}
     total_s = sum(timings.values())
     sections = [
@@ -53,8 +54,6 @@ def write(
 
 def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
     """Training loss over steps, with the points where validation was measured beside it."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     losses = [(row["step"], row["step_loss"]) for row in rows if "step_loss" in row]
@@ -73,8 +72,6 @@ def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
 
 def reward_svg(rows: Sequence[Mapping[str, float]]) -> str:
     """Mean reward of a step's rollouts, and the share of test questions that one answer gets right."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for name, style in (("reward", "-"), ("pass@1", "o-")):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_train.optim import MuonAdamW
+from nanochat_train.progress import StepReport
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
 from nanochat_train.run import Run
 from nanochat_train.schedules import Schedule, StepRates
@@ -20,29 +20,6 @@ from nanochat_train.world import World
 
 MOST_NOT_FINITE = 50
 """Steps in a row without finite gradients after which a run gives up."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What one optimizer step did, over all ranks."""
-
-    step: int
-    """Steps done, this one included."""
-    loss: float
-    """nats per target token; of weighted batches their objective"""
-    grad_norm: float
-    """before clipping"""
-    num_tokens: int
-    """input tokens without padding"""
-    num_targets: int
-    fill: float
-    """share of the positions of all batches that is not padding"""
-    lr_multiplier: float
-    stepped: bool
-    """False where there was nothing to learn, or gradients were not finite: nothing has moved."""
-    data_wait_s: float
-    step_s: float
-    """without waiting for data"""
 
 
 class Trainer:
