@@ -302,6 +302,46 @@ def test_what_crosses_to_a_worker_comes_out_the_same():
     assert str(refused) == "prompt: is odd"
 
 
+def test_a_request_chooses_among_models():
+    """Each is asked what is for it; a name that there is not means the default; a model that loads is not waited for."""
+
+    def model(text: str, max_context: int, *, ready: bool = True) -> ScriptedBackend:
+        backend = ScriptedBackend([TextDelta(text), DONE], ready=ready)
+        info = ModelInfo(max_context=max_context, vocab_size=9)
+        backend.status = lambda: BackendStatus(workers=(WorkerStatus(device="cpu", ready=backend.ready, model=info),))  # type: ignore[method-assign]
+        return backend
+
+    backends = {"base": model("b", 10), "sft": model("s", 20), "rl": model("r", 30, ready=False)}
+
+    async def session() -> Any:
+        async with TestClient(TestServer(create_app(backends, ServerSettings(model_name="sft")))) as client:
+            said = []
+            for path, key in ((CHAT, "messages"), (TEXT, "prompt"), ("/v1/responses", "input")):
+                for name in ("base", "sft", "rl", "gpt-4", None):
+                    body = {key: HI if key == "messages" else "Hi", "model": name}
+                    response = await client.post(path, json=body)
+                    said.append((response.status, (await response.json()).get("model")))
+            listed = await (await client.get("/v1/models")).json()
+            one, none = await client.get("/v1/models/rl"), await client.get("/v1/models/gpt-4")
+            plain = await (await client.post("/chat/completions", json={"messages": HI})).text()
+            probe = (await client.get("/ready")).status
+            workers = (await (await client.get("/stats")).json())["total_workers"]
+            return said, listed["data"], await one.json(), none.status, plain, probe, workers
+
+    said, listed, one, none, plain, probe, workers = asyncio.run(session())
+    assert said == [(200, "base"), (200, "sft"), (503, None), (200, "sft"), (200, "sft")] * 3
+    assert [(entry["id"], entry["max_model_len"]) for entry in listed] == [("base", 10), ("sft", 20), ("rl", 30)]
+    assert (one, none, probe, workers) == (listed[2], 404, 503, 3)
+    assert json.loads(plain.splitlines()[0].removeprefix("data: "))["token"] == "s"
+    assert [len(backend.requests) for backend in backends.values()] == [3, 10, 0]
+    assert all(backend.closed for backend in backends.values())
+
+
+def test_the_default_must_be_one_of_the_models():
+    with pytest.raises(ValueError, match="model_name='nanochat'"):
+        create_app({"a": ScriptedBackend()})
+
+
 ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}

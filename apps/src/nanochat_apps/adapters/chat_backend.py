@@ -55,17 +55,19 @@ def create_backend(
     dtype: torch.dtype | None = None,
     quantize: Literal["int8"] | None = None,
     kv_budget_bytes: int | None = None,
+    num_neighbours: int = 0,
     **settings: Any,
 ) -> EngineBackend:
     """Loads a checkpoint and starts an engine on it, whose `settings` are `nanochat_engine.Engine`'s.
 
-    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free.
+    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free, or as much less as
+    `num_neighbours` other models that start beside it want of that.
     Takes as long as reading the files does. Raises `ValueError` naming the file that is missing or damaged.
     """
     if kv_budget_bytes is None:
         weights = Path(checkpoint_dir) / "model.safetensors"
         free = free_memory(torch.device(device)) - (weights.stat().st_size if weights.is_file() else 0)
-        kv_budget_bytes = max(free // 2, LEAST_BUDGET_BYTES)
+        kv_budget_bytes = max(free // 2 // (1 + num_neighbours), LEAST_BUDGET_BYTES)
     settings |= {"kv_budget_bytes": kv_budget_bytes}
     return EngineBackend(
         nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype, quantize=quantize, **settings)

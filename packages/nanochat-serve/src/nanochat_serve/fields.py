@@ -149,7 +149,7 @@ def _read_bias(value: Mapping[str, float] | None) -> dict[int, float]:
 _STOPS = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}
 _BIAS = {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}}
 _LOGPROBS: Any = {"minimum": 0, "maximum": MAX_TOP_LOGPROBS}
-MODEL = plain("model", "string", meaning="Any name will do: there is one model.")
+MODEL = plain("model", "string", "", "One of `/v1/models`; any other name means the default one.")
 MESSAGES = Field("messages", _messages, needed=True)
 STREAM = plain("stream", "boolean", False)
 SAMPLING: tuple[Field | Clamped, ...] = (
@@ -224,8 +224,9 @@ TOKENIZE: tuple[Field | Clamped, ...] = (
     Field("messages", lambda settings: _messages(settings) | typed("array", description="In place of the prompt.")),
     plain("add_special_tokens", "boolean", True, "Whether a text begins with the beginning of a sequence."),
     plain("return_token_strs", "boolean", False),
+    MODEL,
 )
-DETOKENIZE: tuple[Field | Clamped, ...] = (Field("tokens", _ids, tuple, needed=True),)
+DETOKENIZE: tuple[Field | Clamped, ...] = (Field("tokens", _ids, tuple, needed=True), MODEL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, Place, admitted, json_body
+from nanochat_serve.admission import BACKEND, SETTINGS, Place, admitted, json_body
 from nanochat_serve.answers import answering
 from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.fields import CHAT, TEXT, Parsed, parse
@@ -41,6 +41,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         chat = ChatRequest(
             messages=with_system(messages, functions_text(parsed["tools"])) if calls else messages,
             params=params,
+            model=parsed["model"],
             echo=params.prompt_logprobs is not None,
             grammar=grammar,
             salt=salt_of(request, parsed["cache_salt"]),
@@ -64,7 +65,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         scored = logprobs if scored is None and parsed["echo"] else scored
         params = parsed.params(n=n, logprobs=logprobs, prompt_logprobs=scored)
         echo, salt = parsed["echo"] or scored is not None, salt_of(request, parsed["cache_salt"])
-        common = ChatRequest(params=params, echo=echo, grammar=parsed.grammar(), salt=salt)
+        common = ChatRequest(params=params, model=parsed["model"], echo=echo, grammar=parsed.grammar(), salt=salt)
         chats = [replace(common, prompt=prompt) for prompt in prompts]
         return await _answer(request, place, chats, Form.of("text", parsed, request))
 
@@ -129,7 +130,7 @@ class Form:
             calls=calls,
             with_logprobs=parsed["logprobs"] is not None and parsed["logprobs"] is not False,
             with_tools=parsed["include_tool_calls"],
-            model_name=settings.model_name,
+            model_name=request.app[BACKEND].name(parsed["model"]),
             shares_prefixes=settings.prefix_sharing == "all",
         )
 

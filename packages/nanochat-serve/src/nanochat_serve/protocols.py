@@ -63,6 +63,8 @@ class ChatRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     echo: bool = False
     """Whether a `Prompt` comes first."""
+    model: str = ""
+    """What the client calls it; a server of several models has chosen the backend by it."""
     grammar: Grammar | None = None
     """None: an answer may be anything. A backend that cannot keep to it raises `InvalidRequestError` with its field."""
     salt: str | None = ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, admitted, json_body
+from nanochat_serve.admission import BACKEND, SETTINGS, admitted, json_body
 from nanochat_serve.answers import answering
 from nanochat_serve.fields import RESPONSES, Parsed, parse
 from nanochat_serve.guard import CLAMPED, salt_of
@@ -29,9 +29,10 @@ async def responses(request: web.Request) -> web.StreamResponse:
         messages = with_system(messages, instructions) if instructions else messages
         limit = parsed["max_output_tokens"]
         params = parsed.params(**({} if limit is None else {"max_tokens": limit}))
-        chat = ChatRequest(messages=messages, params=params, grammar=parsed.grammar(), salt=salt_of(request))
+        model, grammar = request.app[BACKEND].name(parsed["model"]), parsed.grammar()
+        chat = ChatRequest(messages=messages, params=params, model=model, grammar=grammar, salt=salt_of(request))
         request[CLAMPED] = parsed.clamped_header()
-        answer = _Response(parsed, params.max_tokens, settings)
+        answer = _Response(parsed, params.max_tokens, model, settings)
         if parsed["stream"]:
             return await stream_answer(request, place, [chat], answer)
         async with answering(request, place, [chat]) as events:
@@ -43,10 +44,10 @@ async def responses(request: web.Request) -> web.StreamResponse:
 class _Response:
     """The answer as it grows; called with an event it says which lines of a stream that makes."""
 
-    def __init__(self, parsed: Parsed, max_tokens: int, settings: ServerSettings) -> None:
+    def __init__(self, parsed: Parsed, max_tokens: int, model: str, settings: ServerSettings) -> None:
         self._parsed = parsed
         self._max_tokens = max_tokens
-        self._model = settings.model_name
+        self._model = model
         self._shares_prefixes = settings.prefix_sharing == "all"
         self._id, self._item_id = f"resp_{secrets.token_hex(12)}", f"msg_{secrets.token_hex(12)}"
         self._created = int(time.time())
