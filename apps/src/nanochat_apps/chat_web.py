@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,44 @@ def serve(settings: Settings) -> int:
 
     The port is open before the model is loaded, which runs in processes of its own, one a device, started again when they die.
     """
-    checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+    checkpoints = choose_checkpoints(settings)
+    name, checkpoint = list(checkpoints.items())[-1]
     api_keys, tls = read_api_keys(settings.api_key_file), read_certificate(settings.certfile, settings.keyfile)
-    server_settings = server_settings_of(settings, checkpoint, api_keys)
+    server_settings = server_settings_of(settings, name, checkpoint, api_keys)
     log_to_stderr()
     allow_many_connections()
     with open_socket(settings.host, settings.port, settings.unix_socket) as listener:
         devices = choose_devices(settings.device_type, settings.num_gpus)
         dtype = choose_decode_dtype(devices[0], settings.dtype)
-        announce(settings, listener, checkpoint, devices, dtype, has_key=bool(api_keys))
-        pool = WorkerPool(
-            "nanochat_apps.adapters.chat_backend:create_worker",
-            [str(device) for device in devices],
-            arguments=worker_arguments(settings, checkpoint, dtype),
-            environment=tuned_environment(),
-        )
-        app = page_card.described(create_app(pool, server_settings), checkpoint, settings.collect)
-        asyncio.run(
-            run_server(app, pool, listener, tls=tls, drain_s=settings.drain_s, api_key_file=settings.api_key_file)
-        )
+        announce(settings, listener, checkpoints, devices, dtype, has_key=bool(api_keys))
+        pools = {
+            model: WorkerPool(
+                "nanochat_apps.adapters.chat_backend:create_worker",
+                [str(device) for device in devices],
+                arguments=worker_arguments(settings, own, dtype) | {"num_neighbours": len(checkpoints) - 1},
+                environment=tuned_environment(),
+            )
+            for model, own in checkpoints.items()
+        }
+        app = page_card.described(create_app(pools, server_settings), checkpoint, settings.collect)
+        key_file, drain_s = settings.api_key_file, settings.drain_s
+        asyncio.run(run_server(app, [*pools.values()], listener, tls=tls, drain_s=drain_s, api_key_file=key_file))
     return 0
 
 
-def server_settings_of(settings: Settings, checkpoint: Path, api_keys: tuple[str, ...]) -> ServerSettings:
+def choose_checkpoints(settings: Settings) -> dict[str, Path]:
+    """The models to serve, by name; the last one is the default."""
+    if not settings.compare:
+        own = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
+        return {paths.model_name(own): own}
+    found = {}
+    for name in settings.compare:
+        stage, _, step = name.partition(":")
+        found[name] = paths.find_checkpoint(stage, settings.model_tag, int(step) if step else None)
+    return found
+
+
+def server_settings_of(settings: Settings, name: str, checkpoint: Path, api_keys: tuple[str, ...]) -> ServerSettings:
     """The flags that have the names of the server's settings, and what follows from the others."""
     named = {field.name for field in fields(ServerSettings)} & {field.name for field in fields(settings)}
     sampling = choose_sampling(settings, checkpoint, otherwise=DEFAULTS)
@@ -64,7 +79,7 @@ def server_settings_of(settings: Settings, checkpoint: Path, api_keys: tuple[str
         max_tokens=sampling.max_tokens,
         max_requests=settings.max_requests * settings.num_gpus,
         api_keys=api_keys,
-        model_name=paths.model_name(checkpoint),
+        model_name=name,
     )
 
 
@@ -96,7 +111,7 @@ def choose_devices(device_type: DeviceType, num_gpus: int) -> list[torch.device]
 def announce(
     settings: Settings,
     listener: socket.socket,
-    checkpoint: Path,
+    checkpoints: Mapping[str, Path],
     devices: Sequence[torch.device],
     dtype: torch.dtype,
     *,
@@ -112,7 +127,8 @@ def announce(
         say("computing in float32: bfloat16 is slower here")
     if settings.compile and not has_compiler():
         say("the model's step is not compiled: there is no C++ compiler here (g++, or what CXX names)")
-    say(f"serving {paths.model_name(checkpoint)} ({checkpoint.name}) on {', '.join(map(str, devices))}: open {url}")
+    served = ", ".join(f"{model} ({checkpoint.name})" for model, checkpoint in checkpoints.items())
+    say(f"serving {served} on {', '.join(map(str, devices))}: open {url}")
     if everywhere and not has_key:
         say(
             f"warning: whoever reaches port {port} of this machine can use {url} without a key; "

@@ -6,21 +6,34 @@ runs it in a process of its own.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import nanochat_engine
 import torch
-from nanochat_engine import AsyncEngine, CompletionBuilder, Engine, Event, Logprobs, Request, SamplingParams
+from nanochat_engine import (
+    AsyncEngine,
+    CompletionBuilder,
+    Engine,
+    Event,
+    Grammars,
+    Logprobs,
+    Request,
+    SamplingParams,
+    TokenConstraint,
+)
 from nanochat_serve import (
     BackendStatus,
     ChatEvent,
     ChatRequest,
     ContextLengthError,
     Finished,
+    Grammar,
     InvalidRequestError,
     ModelInfo,
     Prompt,
@@ -42,17 +55,19 @@ def create_backend(
     dtype: torch.dtype | None = None,
     quantize: Literal["int8"] | None = None,
     kv_budget_bytes: int | None = None,
+    num_neighbours: int = 0,
     **settings: Any,
 ) -> EngineBackend:
     """Loads a checkpoint and starts an engine on it, whose `settings` are `nanochat_engine.Engine`'s.
 
-    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free.
+    Without `kv_budget_bytes`, keys and values get at most half of the memory that the model leaves free, or as much less as
+    `num_neighbours` other models that start beside it want of that.
     Takes as long as reading the files does. Raises `ValueError` naming the file that is missing or damaged.
     """
     if kv_budget_bytes is None:
         weights = Path(checkpoint_dir) / "model.safetensors"
         free = free_memory(torch.device(device)) - (weights.stat().st_size if weights.is_file() else 0)
-        kv_budget_bytes = max(free // 2, LEAST_BUDGET_BYTES)
+        kv_budget_bytes = max(free // 2 // (1 + num_neighbours), LEAST_BUDGET_BYTES)
     settings |= {"kv_budget_bytes": kv_budget_bytes}
     return EngineBackend(
         nanochat_engine.load(checkpoint_dir, device=device, dtype=dtype, quantize=quantize, **settings)
@@ -97,12 +112,14 @@ class EngineBackend:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The samples' events as they come. Closing it frees the engine's rows within a step.
 
-        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids.
+        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids
+        and for a grammar that is none.
         """
+        constraint = None if request.grammar is None else await asyncio.to_thread(self._constraint, request.grammar)
         ids, added = self._prompt_ids(request)
         values = {field.name: getattr(request.params, field.name) for field in fields(request.params)}
         seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
-        params = SamplingParams(**{**values, "seed": seed})
+        params = SamplingParams(**{**values, "seed": seed, "constraint": constraint})
         if request.echo and params.prompt_logprobs is None:
             yield self._prompt(ids[added:], ())
         if params.max_tokens == 0 and params.prompt_logprobs is None:
@@ -124,6 +141,18 @@ class EngineBackend:
                     yield answer
                 if all(builder.done for builder in builders):
                     return
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._tokenizer)
+
+    def _constraint(self, grammar: Grammar) -> TokenConstraint:
+        """On a thread, as large grammars take their time."""
+        try:
+            constraint: TokenConstraint = getattr(self._grammars, grammar.kind)(grammar.value)
+        except (ValueError, ImportError) as error:
+            raise InvalidRequestError(grammar.field, str(error)) from None
+        return constraint
 
     def _answer(self, builder: CompletionBuilder, event: Event) -> Iterator[ChatEvent]:
         """What an event of a sample makes certain."""

@@ -19,6 +19,8 @@ MAX_POINTS = 200
 """Points of the loss curve, evenly over its steps."""
 MAX_MISTAKES = 4
 """Mistakes told of each skill."""
+MAX_SAMPLES = 3
+"""Of the answers that chat-rl kept, the last ones."""
 GOOD = 0.5
 """A skill with this share of right answers is suggested."""
 EXAMPLES = {
@@ -55,9 +57,9 @@ def page_card(checkpoint: Path) -> dict[str, Any]:
     skills = list(_quickstart_skills(checkpoint, meta)) or list(_evaluated_skills(checkpoint, meta))
     good = sorted((skill for skill in skills if skill["score"] >= GOOD), key=lambda skill: -skill["score"])
     suggestions = [skill["example"] for skill in good if skill["example"]][:3]
-    return {"facts": facts, "loss": _thinned(losses), "skills": skills} | (
-        {"suggestions": suggestions} if suggestions else {}
-    )
+    answers = [line["text"] for line in read_metrics(checkpoint.parent / "samples.jsonl") if "text" in line]
+    optional = {"suggestions": suggestions, "samples": answers[-MAX_SAMPLES:]}
+    return {"facts": facts, "loss": _thinned(losses), "skills": skills} | {k: own for k, own in optional.items() if own}
 
 
 def training_command(checkpoint: Path, file: Path) -> str:

@@ -8,8 +8,10 @@ import logging
 import signal
 import socket
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from nanochat_serve import WorkerPool, replace_api_keys, running
@@ -20,20 +22,20 @@ from nanochat_apps.runtime.listening import read_api_keys
 
 async def run_server(
     app: web.Application,
-    pool: WorkerPool,
+    pools: Sequence[WorkerPool],
     listener: socket.socket,
     *,
     tls: ssl.SSLContext | None,
     drain_s: float,
     api_key_file: Path | None,
 ) -> None:
-    """Opens the server on a bound socket, loads the model, and serves until a signal. Raises what loading raises."""
+    """Opens the server on a bound socket, loads the models, and serves until a signal. Raises what loading raises."""
     stop = asyncio.create_task(_stop_signal())
     with suppress(NotImplementedError, AttributeError):  # Windows has no SIGHUP
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload_keys, app, api_key_file)
     async with running(app, listener, drain_s=drain_s, tls=tls):
-        loading = asyncio.create_task(pool.start())
-        await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
+        loading: asyncio.Future[Any] = asyncio.gather(*(pool.start() for pool in pools))
+        await asyncio.wait({stop, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from nanochat_apps.runtime.flags.common import DeviceType, DtypeName, Source
+
+COMPARED = re.compile(r"(base|sft|rl)(?::(\d+))?")
+"""A model of `--compare`: its stage, and perhaps its step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +25,9 @@ class Settings:
     """Stage of the model."""
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
     """Directory of a bundle or a checkpoint, wherever it is; instead of source, tag and step."""
+    compare: tuple[str, ...] = ()
+    """Several models beside each other, by stage and perhaps step, as in `base sft rl` or `sft:100 sft:600`. The page asks all
+    of them; programs choose by `model`, whose default is the last one."""
     temperature: Annotated[float | None, tyro.conf.arg(aliases=["-t"])] = None
     """0 is greedy. Default: the bundle's, else 0.8."""
     top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
@@ -104,3 +111,10 @@ class Settings:
             raise ValueError(f"--root-path {self.root_path}: begin it with a slash and end it without, as /nanochat")
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("--keyfile needs --certfile")
+        if self.compare and (len(set(self.compare)) < 2 or not all(map(COMPARED.fullmatch, self.compare))):
+            told = " ".join(self.compare)
+            raise ValueError(
+                f"--compare {told}: give at least two different models, each base, sft or rl, or sft:<step>"
+            )
+        if self.compare and (self.checkpoint is not None or self.step is not None):
+            raise ValueError("--compare says itself which models and steps: leave --checkpoint and --step out")
