@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from nanochat_data import ConversationLoader, Prefetcher, Task, TaskOptions, parse_mixture, split_held_out
-from nanochat_model import GPT, load_model
+from nanochat_model import load_model
 from nanochat_tokenizer import Tokenizer, render_conversation
 from nanochat_train import (
     FineTuning,
@@ -26,7 +26,7 @@ from nanochat_train import (
 from nanochat_apps.adapters import chat_evals
 from nanochat_apps.runtime import cli, distributed, paths, training, training_model
 from nanochat_apps.runtime.flags.chat_sft import Settings as Settings
-from nanochat_apps.runtime.training_model import CompiledLoss
+from nanochat_apps.runtime.training_model import TrainedModel
 
 
 def train(settings: Settings) -> int:
@@ -93,9 +93,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     return finished
 
 
-def make_optimizer(
-    settings: Settings, trained: GPT | CompiledLoss, base: Path, world: World, *, warm: bool
-) -> MuonAdamW:
+def make_optimizer(settings: Settings, trained: TrainedModel, base: Path, world: World, *, warm: bool) -> MuonAdamW:
     """With the base run's rates and, where a run starts `warm`, its optimizer state if the checkpoint has it."""
     optimizer = training.make_optimizer(trained, training.saved_rates(load_meta(base)["settings"]), world)
     if settings.warm_optimizer and warm and (base / "training").is_dir():
