@@ -188,9 +188,7 @@ class Engine:
         """Answers many requests together: for each its completions, in order."""
         for request in requests:
             request.check_fits(self.model.max_context)
-        streams = [
-            self._completions(request) for request in requests
-        ]  # all submitted before one is read: they share steps
+        streams = [self._completions(request) for request in requests]  # all there before one is read
         return [list(stream) for stream in streams]
 
     def _completions(self, request: Request) -> Iterator[Completion]:
