@@ -28,8 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from catalog import CATALOG, Benchmark
+from benchmarks.catalog import CATALOG, Benchmark
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
