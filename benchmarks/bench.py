@@ -180,7 +180,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs what was asked for; a benchmark that fails is reported, and the others go on. Status 1 if one failed."""
+    """Runs what was asked for; a benchmark that fails is reported, and the others still run. Status 1 if one failed."""
     asked, ours, failed = parse(), Checkout(ROOT), 0
     rounds = asked.rounds or (3 if asked.full else 1)
     yardstick = None if asked.yardstick is None else yardstick_of(asked.yardstick)

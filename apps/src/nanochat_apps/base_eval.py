@@ -81,7 +81,7 @@ def measure_bpb(
                 document_mask=document_mask,
                 world=world,
             )
-        say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
+        say(f"{split}: {result.bpb:.4f} bits per byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 
 def measure_core(
@@ -93,7 +93,7 @@ def measure_core(
     world: World,
     say: Callable[[str], None],
 ) -> None:
-    """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
+    """A line for each task as it is done; the verdict on every item goes to a log, from which a second run resumes."""
     max_per_task = None if settings.max_per_task == -1 else settings.max_per_task
     tasks = load_core_bundle(bundle, max_per_task=max_per_task)
     name = f"core_{checkpoint.parent.name}_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"

@@ -16,7 +16,7 @@ from nanochat_data import Task
 from nanochat_model import GPT
 from nanochat_train import CHAT_CORE, ChatResult, EvaluationLog, World, chat_core, evaluate_chat
 
-from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
 from nanochat_apps.adapters.tasks import load_task
 from nanochat_apps.runtime import cli, device, distributed, paths
 from nanochat_apps.runtime.flags.chat_eval import Settings
@@ -25,7 +25,7 @@ PROGRESS_EVERY_S = 15.0
 
 
 def evaluate(settings: Settings) -> int:
-    """Prints a line a task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
+    """Prints one line per task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
     names = re.split(r"[|,]", settings.task_name) if settings.task_name is not None else list(CHAT_CORE)
     tasks = {
         name.strip().lower(): load_task(name.strip(), unsafe_code=settings.unsafe_code)
@@ -71,8 +71,8 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         result = evaluate_chat(
             task_name,
             task,
-            write=EngineWriter(engine, params),
-            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
+            generate=EngineGenerator(engine, params),
+            score_choices=LetterScorer(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=settings.max_problems,
             problems_at_once=8 * settings.batch_size,
             log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),

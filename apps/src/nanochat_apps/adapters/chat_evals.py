@@ -12,7 +12,7 @@ from nanochat_model import GPT, prepare_for_inference
 from nanochat_tokenizer import Tokenizer, render_for_completion
 from nanochat_train import Batch, Evaluated, Evaluation, World, bits_per_byte, chat_core, evaluate_chat
 
-from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
 from nanochat_apps.adapters.tasks import load_task
 from nanochat_apps.runtime import paths
 from nanochat_apps.runtime.flags.chat_sft import Settings
@@ -80,8 +80,8 @@ def chat_scores(
         evaluate_chat(
             name,
             task,
-            write=EngineWriter(engine, SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0)),
-            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
+            generate=EngineGenerator(engine, SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0)),
+            score_choices=LetterScorer(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=max_problems,
             world=world,
         )

@@ -17,7 +17,7 @@ from nanochat_apps.runtime.flags.common import DeviceType
 
 @contextmanager
 def joined(device_type: DeviceType) -> Iterator[tuple[World, torch.device]]:
-    """This rank's place and device: NCCL on CUDA (a device a rank), Gloo elsewhere; one process without torchrun.
+    """This rank's place and device: NCCL on CUDA (one device per rank), Gloo elsewhere; one process without torchrun.
 
     Afterwards the process group and its threads are gone.
     """

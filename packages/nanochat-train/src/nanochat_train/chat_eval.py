@@ -1,6 +1,6 @@
 """ChatCORE: problems put to a chat model, answered by a letter or in words, graded; the mean of centred accuracies.
 
-The tasks, and who answers (`Chooser`, `Writer`), come from outside, so that any data and any model will do.
+The tasks, and who answers (`ChoiceScorer`, `Generator`), come from outside, so that any data and any model will do.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Answer:
     text: str
     num_tokens: int
     finished: str
-    """`stop`, `length` (cut off at the limit), or `context length exceeded` (the problem did not fit the context)."""
+    """`stop`, `length` (truncated at the limit), or `context length exceeded` (the problem did not fit the context)."""
 
 
-class Writer(Protocol):
+class Generator(Protocol):
     """Answers problems in words, several samples each, in whatever order they are done."""
 
     def __call__(self, problems: Iterable[tuple[int, Any]], /) -> Iterator[tuple[int, list[Answer]]]:
@@ -51,7 +51,7 @@ class Writer(Protocol):
         ...
 
 
-class Chooser(Protocol):
+class ChoiceScorer(Protocol):
     """Answers problems by a letter."""
 
     def __call__(self, conversations: Sequence[Any], letters: Sequence[Sequence[str]], /) -> list[list[float]]:
@@ -103,8 +103,8 @@ def evaluate_chat(
     name: str,
     task: ChatTask,
     *,
-    write: Writer,
-    choose: Chooser,
+    generate: Generator,
+    score_choices: ChoiceScorer,
     baseline: float | None = None,
     max_problems: int | None = None,
     problems_at_once: int = 64,
@@ -115,7 +115,7 @@ def evaluate_chat(
 ) -> ChatResult:
     """Puts the first `max_problems` of a task to the model, shared out over the ranks of `world`.
 
-    `log` gets a line a problem, with all answers; those that are in it already are not asked again. `baseline` defaults
+    `log` gets one line per problem, with all answers; those that are in it already are not asked again. `baseline` defaults
     to the one of `CHAT_CORE`, else 0. Letters are chosen `problems_at_once`; answers in words are graded on threads.
     """
     world = world or World()
@@ -125,9 +125,9 @@ def evaluate_chat(
     entries = [done[index] for index in mine if index in done]
     todo = [index for index in mine if index not in done]
     if task.eval_type == "categorical":
-        new = _chosen(name, task, todo, choose, problems_at_once)
+        new = _chosen(name, task, todo, score_choices, problems_at_once)
     else:
-        new = _written(name, task, todo, write, grading_threads)
+        new = _written(name, task, todo, generate, grading_threads)
     for entry in new:
         if log is not None:
             log.append([entry])
@@ -139,7 +139,7 @@ def evaluate_chat(
 
 
 def _chosen(
-    name: str, task: ChatTask, indices: Sequence[int], choose: Chooser, at_once: int
+    name: str, task: ChatTask, indices: Sequence[int], score_choices: ChoiceScorer, at_once: int
 ) -> Iterator[dict[str, Any]]:
     """A line of the log for each problem, answered by a letter."""
     for begin in range(0, len(indices), at_once):
@@ -147,7 +147,7 @@ def _chosen(
         conversations = [task.conversation(index) for index in some]
         letters = [task.letters(index) for index in some]  # type: ignore[attr-defined]
         for index, conversation, names, logprobs in zip(
-            some, conversations, letters, choose(conversations, letters), strict=True
+            some, conversations, letters, score_choices(conversations, letters), strict=True
         ):
             finite = [logprob if math.isfinite(logprob) else -math.inf for logprob in logprobs]
             answered = max(finite) > -math.inf
@@ -162,7 +162,7 @@ def _chosen(
 
 
 def _written(
-    name: str, task: ChatTask, indices: Sequence[int], write: Writer, threads: int
+    name: str, task: ChatTask, indices: Sequence[int], generate: Generator, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A line of the log for each problem, answered in words; while some are graded, others are written."""
 
@@ -187,7 +187,7 @@ def _written(
 
     with ThreadPoolExecutor(threads) as graders:
         grading: list[Future[dict[str, Any]]] = []
-        for index, answers in write(problems()):
+        for index, answers in generate(problems()):
             grading.append(graders.submit(graded, index, conversations.pop(index), answers))
             while grading and (grading[0].done() or len(grading) > 4 * threads):
                 yield grading.pop(0).result()

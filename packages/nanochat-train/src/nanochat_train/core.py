@@ -148,7 +148,7 @@ def evaluate_core(
 ) -> CoreResult:
     """Scores every item of every task, shared out over the ranks of `world`.
 
-    Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets a line an item; items that are in
+    Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets one line per item; items that are in
     it already are not done again.
     """
     world = world or World()

@@ -1,4 +1,4 @@
-"""The log of an evaluation: a first line that says what was measured, then a line an item, which a later run goes on from."""
+"""The log of an evaluation: a first line that says what was measured, then one line per item, from which a later run resumes."""
 
 from __future__ import annotations
 
