@@ -7,7 +7,16 @@ import statistics
 from dataclasses import dataclass
 
 import pytest
-from nanochat_train import CHAT_CORE, Answer, ChatResult, EvaluationLog, World, chat_core, evaluate_chat, pass_at_k
+from nanochat_train import (
+    CHAT_CORE,
+    Answer,
+    ChatResult,
+    EvaluationLog,
+    ProcessGroup,
+    chat_core,
+    evaluate_chat,
+    pass_at_k,
+)
 
 
 @dataclass
@@ -111,9 +120,9 @@ def test_an_evaluation_goes_on_from_its_log_and_takes_the_first_problems(tmp_pat
 def test_ranks_share_the_problems_out(monkeypatch):
     """What two ranks would tell each other, put together by hand."""
     told = []
-    monkeypatch.setattr(World, "sum", lambda self, *values: told.append(values) or list(values))
+    monkeypatch.setattr(ProcessGroup, "sum", lambda self, *values: told.append(values) or list(values))
     for rank in (0, 1):
-        evaluate(Task(7), world=World(rank, 2))
+        evaluate(Task(7), ranks=ProcessGroup(rank, 2))
     (_, first), (_, second) = told[:2], told[2:]
     assert first[0] + second[0] == 7
     assert (first[2] + second[2]) / 7 == pytest.approx(evaluate(Task(7)).accuracy)

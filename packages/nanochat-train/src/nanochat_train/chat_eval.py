@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nanochat_train.evaluation_log import EvaluationLog
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 CHAT_CORE: Mapping[str, float] = {"arc-easy": 0.25, "arc-challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
 """The tasks of the ChatCORE metric, and the accuracy of guessing in each."""
@@ -110,17 +110,17 @@ def evaluate_chat(
     problems_at_once: int = 64,
     grading_threads: int = 2,
     log: EvaluationLog | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ChatResult:
-    """Puts the first `max_problems` of a task to the model, shared out over the ranks of `world`.
+    """Puts the first `max_problems` of a task to the model, shared out over the ranks of `ranks`.
 
     `log` gets one line per problem, with all answers; those that are in it already are not asked again. `baseline` defaults
     to the one of `CHAT_CORE`, else 0. Letters are chosen `problems_at_once`; answers in words are graded on threads.
     """
-    world = world or World()
+    ranks = ranks or ProcessGroup()
     total = min(len(task), max_problems or len(task))
-    mine = range(world.rank, total, world.size)
+    mine = range(ranks.rank, total, ranks.size)
     done = log.done(name) if log is not None else {}
     entries = [done[index] for index in mine if index in done]
     todo = [index for index in mine if index not in done]
@@ -135,7 +135,7 @@ def evaluate_chat(
         on_progress(len(entries), len(mine))
     if baseline is None:
         baseline = CHAT_CORE.get(name, 0.0)
-    return _result(name, entries, baseline, world)
+    return _result(name, entries, baseline, ranks)
 
 
 def _chosen(
@@ -200,16 +200,16 @@ def _problem(name: str, index: int, conversation: Any) -> dict[str, Any]:
     return {"task": name, "index": index, "messages": messages, "reference": reference["content"]}
 
 
-def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, world: World) -> ChatResult:
+def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, ranks: ProcessGroup) -> ChatResult:
     """The scores of all ranks' problems."""
     entries = sorted(entries, key=lambda entry: entry["index"])  # sums must not depend on what was done first
     counts = [(len(entry["right"]), sum(entry["right"])) for entry in entries]
     # A rank without problems does not know how many samples there are.
-    num_samples = int(max(world.gather(max((n for n, _ in counts), default=0))))
+    num_samples = int(max(ranks.gather(max((n for n, _ in counts), default=0))))
     ks = sorted({*(2**i for i in range(num_samples.bit_length())), num_samples} & set(range(1, num_samples + 1)))
     shares = [right / n for n, right in counts]
     finished = [reason for entry in entries for reason in entry["finished"]]
-    sums = world.sum(
+    sums = ranks.sum(
         len(entries),
         len(finished),
         sum(shares),
