@@ -111,4 +111,5 @@ class _Vocabulary:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """As Lark's notation has it: JSON's, but for a control character that JSON takes as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
