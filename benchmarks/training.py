@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from nanochat_apps.runtime import device as devices
 from nanochat_apps.runtime import process
-from nanochat_apps.runtime.training_model import CompiledLoss
+from nanochat_apps.runtime.training_model import TrainedModel
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
@@ -131,7 +131,7 @@ def step_seconds(
 def compile_loss(loop: Trainer, model: GPT) -> None:
     if DEVICE.type == "cpu":
         kernels.load()
-    loop.model = CompiledLoss(model, torch.compile(model.loss, dynamic=False))
+    loop.model = TrainedModel(model=model, loss=torch.compile(model.loss, dynamic=False), compiled=True)
 
 
 def time_optimizer(loop: Trainer) -> list[float]:

@@ -18,7 +18,7 @@ from nanochat_apps.runtime import paths, training_model
 from nanochat_apps.runtime.cli import UsageError
 from nanochat_data import ConversationLoader
 from nanochat_data.synthetic import TinyWorld
-from nanochat_model import load_model
+from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer
 from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import JsonlLogger, checkpoints, list_steps, load_meta, read_metrics
@@ -250,6 +250,37 @@ def test_text_is_tokenized_once_for_training_and_validation_and_repetition_is_an
     assert tokens[-1] == pytest.approx(sum(256 * line["fill"] for line in metrics if "fill" in line))
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *_, **__: pytest.fail("all is tokenized"))
     base_train.train(settings(trained_on, model_tag="again", num_iterations=3))
+
+
+def test_documents_of_a_row_are_masked_by_flag(trained_on, tmp_path, monkeypatch):
+    """In training and validation, of base models and of chat models; a run keeps to it, and base-eval does as the run did."""
+    bos_id = Tokenizer.load(paths.tokenizer_dir()).bos_id
+    masked, loss = set(), GPT.loss
+
+    def recorded(model, token_ids, targets, document_ids=None, **options):
+        masked.add((torch.is_grad_enabled(), document_ids is not None))
+        if document_ids is not None:
+            assert torch.equal(document_ids.diff(dim=1) == 1, token_ids[:, 1:] == bos_id)
+        return loss(model, token_ids, targets, document_ids=document_ids, **options)
+
+    def seen_in(train, **options):
+        masked.clear()
+        assert train(**options) == 0
+        return set(masked)
+
+    monkeypatch.setattr(GPT, "loss", recorded)
+    on_cpu = {"device_type": "cpu", "dtype": "float32"}
+    base = settings(trained_on, model_tag="masked", document_mask=True, num_iterations=2)
+    assert seen_in(base_train.train, settings=base) == {(True, True), (False, True)}
+    measured = base_eval.Settings(data=trained_on, model_tag="masked", split_tokens=500, num_samples=0, **on_cpu)
+    assert seen_in(base_eval.evaluate, settings=measured) == {(False, True)}
+    assert seen_in(base_eval.evaluate, settings=replace(measured, model_tag="tiny")) == {(False, False)}
+    with pytest.raises(UsageError, match="document_mask was True, is now False"):
+        base_train.train(replace(base, document_mask=False))
+    chats = {"mixture": str(tmp_path / "chats.jsonl"), "model_tag": "masked", "num_iterations": 2, "compile": "off"}
+    for wanted in (False, True):
+        tuned = chat_sft.Settings(**chats, document_mask=wanted, overwrite=True, **on_cpu)
+        assert seen_in(chat_sft.train, settings=tuned) == {(True, wanted), (False, wanted)}
 
 
 def test_what_is_held_out_of_a_mixture_is_not_trained_on(trained_on, tmp_path, monkeypatch):

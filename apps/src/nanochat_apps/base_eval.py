@@ -10,7 +10,7 @@ import torch
 from nanochat_data import core_bundle_fingerprint, load_core_bundle
 from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import EvaluationLog, TaskResult, World, verify_checkpoint
+from nanochat_train import EvaluationLog, TaskResult, World, load_meta, verify_checkpoint
 
 from nanochat_apps.adapters import base_evals
 from nanochat_apps.runtime import cli, corpus, device, distributed, paths
@@ -34,7 +34,8 @@ def _evaluate(settings: Settings, checkpoint: Path, world: World, where: torch.d
     say = print_at_once if world.is_main else silent
     say(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
     if settings.data is not None:
-        measure_bpb(settings, settings.data, model, tokenizer, world, say)
+        document_mask = bool(load_meta(checkpoint).get("settings", {}).get("document_mask"))
+        measure_bpb(settings, settings.data, model, tokenizer, document_mask, world, say)
     if settings.core is not None:
         measure_core(settings, settings.core, checkpoint, model, tokenizer, world, say)
     if settings.num_samples and world.is_main:
@@ -57,16 +58,28 @@ def silent(line: str) -> None:
 
 
 def measure_bpb(
-    settings: Settings, data: Path, model: GPT, tokenizer: Tokenizer, world: World, say: Callable[[str], None]
+    settings: Settings,
+    data: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    document_mask: bool,
+    world: World,
+    say: Callable[[str], None],
 ) -> None:
-    """Bits per byte of both splits, over all of each or a sample of `--split-tokens`."""
+    """Bits per byte of both splits, over all of each or a sample of `--split-tokens`; documents masked as in training."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
         texts = corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world)
         tokens = settings.split_tokens
         with corpus.building(None, texts, num_tokens=tokens, world=world):
             result = base_evals.text_bpb(
-                model, tokenizer, texts, rows=settings.device_batch_size, max_tokens=tokens, world=world
+                model,
+                tokenizer,
+                texts,
+                rows=settings.device_batch_size,
+                max_tokens=tokens,
+                document_mask=document_mask,
+                world=world,
             )
         say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 

@@ -43,7 +43,8 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
     recipe, model = pretraining.build(settings, tokenizer.vocab_size, where, dtype)
     plain = pretraining.in_float8(settings, model)
     T, total_rows = settings.max_seq_len, pretraining.rows_per_step(settings, recipe, world.size)
-    trained = training_model.trained(model, settings, num_steps=recipe.num_iterations)
+    bos_id = tokenizer.bos_id if settings.document_mask else None
+    trained = training_model.trained(model, settings, num_steps=recipe.num_iterations, bos_id=bos_id)
     rows = training.micro_batch_rows(settings, folder, trained, length=T, total=total_rows, where=where, world=world)
     if world.is_main:
         pretraining.describe(recipe, model)
@@ -110,8 +111,15 @@ def evaluations(
 
     def validation() -> Evaluated:
         with plain():
-            tokens = settings.eval_tokens
-            found = base_evals.text_bpb(model, tokenizer, texts, rows=rows, max_tokens=tokens, world=world)
+            found = base_evals.text_bpb(
+                model,
+                tokenizer,
+                texts,
+                rows=rows,
+                max_tokens=settings.eval_tokens,
+                document_mask=settings.document_mask,
+                world=world,
+            )
         return Evaluated({"val_bpb": found.bpb}, [f"val bpb {found.bpb:.4f}"])
 
     def core() -> Evaluated:

@@ -37,9 +37,10 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     base_meta = load_meta(base)
     tokenizer = Tokenizer.load(base / "tokenizer")
     model = load_model(base, device=where, dtype=training_model.compute_dtype(where, settings.dtype))
+    bos_id = tokenizer.bos_id if settings.document_mask else None
     T, total = model.config.sequence_len, settings.total_batch_size or base_meta["total_batch_size"]
     total_rows = max(1, total // (T * world.size))
-    trained = training_model.trained(model, settings, num_steps=settings.num_iterations or 10**6)
+    trained = training_model.trained(model, settings, num_steps=settings.num_iterations or 10**6, bos_id=bos_id)
     sizes = {"length": T, "total": total_rows, "default": base_meta["device_batch_size"]}
     rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
     train_task, val_task = split_held_out(task)

@@ -29,7 +29,7 @@ def show(settings: Settings) -> int:
         for name, items in (_texts(settings) | _conversations(settings)).items()
     }
     for name, part in parts.items():
-        print(f"{name}: {_summary(part, settings.max_seq_len, packed=name in settings.conversations)}")
+        print(f"{name}: {_summary(part, settings.max_seq_len, cut=name not in settings.conversations)}")
     for first, second in permutations(parts, 2):
         if shared := parts[first].num_shared(parts[second]):
             print(f"{shared:,} of {len(parts[first].lengths):,} items of {first} are in {second} too")
@@ -61,7 +61,7 @@ def _conversations(settings: Settings) -> dict[str, Iterable[str | Conversation 
     return {name: read_conversations(name, options) for name in settings.conversations}
 
 
-def _summary(part: Statistics, sequence_len: int, *, packed: bool) -> str:
+def _summary(part: Statistics, sequence_len: int, *, cut: bool) -> str:
     lengths = sorted(part.lengths.tolist())
     said = f"{len(lengths):,} items, {part.num_repeated:,} repeated, {len(part.faults):,} bad"
     if not lengths:
@@ -72,4 +72,4 @@ def _summary(part: Statistics, sequence_len: int, *, packed: bool) -> str:
     )
     over = sum(length > sequence_len + 1 for length in lengths) / len(lengths)
     said += f"longest {lengths[-1]:,}, {over:.1%} over {sequence_len:,}"
-    return f"{said}; packed sequences {part.fill(sequence_len):.0%} full" if packed else said
+    return f"{said}; packed sequences {part.fill(sequence_len, cut=cut):.0%} full"

@@ -12,6 +12,7 @@ from nanochat_tokenizer import Tokenizer
 from nanochat_train import BitsPerByte, CoreResult, EvaluationLog, TaskResult, World, bits_per_byte, evaluate_core
 
 from nanochat_apps.adapters.eval_model import make_loglikelihood
+from nanochat_apps.runtime.training_model import TrainedModel, packed_loss
 
 PROMPTS = (
     "The capital of France is",
@@ -29,9 +30,13 @@ def text_bpb(
     *,
     rows: int,
     max_tokens: int,
+    document_mask: bool = False,
     world: World | None = None,
 ) -> BitsPerByte:
-    """Bits per byte over a sample of about `max_tokens` of texts, `rows` at a time: the same at any number of ranks."""
+    """Bits per byte over a sample of about `max_tokens` of texts, `rows` at a time: the same at any number of ranks.
+
+    With `document_mask` no token sees another document of its packed row.
+    """
     world = world or World()
     T = model.config.sequence_len
     batches = validation_batches(
@@ -43,7 +48,8 @@ def text_bpb(
         world_size=world.size,
     )
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
-    return bits_per_byte(model, batches, lengths, device=model.device, world=world)
+    measured = TrainedModel(model=model, loss=packed_loss(model, tokenizer.bos_id if document_mask else None))
+    return bits_per_byte(measured, batches, lengths, device=model.device, world=world)
 
 
 def core(

@@ -16,6 +16,7 @@ from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_
 from nanochat_apps.adapters.tasks import load_task
 from nanochat_apps.runtime import paths
 from nanochat_apps.runtime.flags.chat_sft import Settings
+from nanochat_apps.runtime.training_model import TrainedModel, packed_loss
 
 MAX_NEW_TOKENS = 256
 MAX_ROWS = 32
@@ -32,10 +33,12 @@ def evaluations(
 ) -> list[Evaluation]:
     """What the settings ask for; `batches` packs the conversations of a task, once each."""
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
+    loss = packed_loss(model, tokenizer.bos_id if settings.document_mask else None)
+    measured = TrainedModel(model=model, loss=loss)
 
     def bpb(name: str, task: Task) -> Evaluation:
         def evaluate() -> Evaluated:
-            found = bits_per_byte(model, batches(task), lengths, device=model.device, world=world)
+            found = bits_per_byte(measured, batches(task), lengths, device=model.device, world=world)
             return Evaluated({f"{name}_bpb": found.bpb}, [f"{name} bpb {found.bpb:.4f}"])
 
         return Evaluation(every=settings.eval_every, evaluate=evaluate)

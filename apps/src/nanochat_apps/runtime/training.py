@@ -32,7 +32,7 @@ from nanochat_train import (
 from nanochat_apps.runtime import paths, roofline
 from nanochat_apps.runtime.cli import UsageError
 from nanochat_apps.runtime.flags.training import RunSettings, as_json, may_change
-from nanochat_apps.runtime.training_model import CompiledLoss, take_weights
+from nanochat_apps.runtime.training_model import TrainedModel, take_weights
 
 MAX_ROWS, MAX_TOKENS_ON_CPU = 32, 16_384
 """Of a micro-batch: larger ones are no faster."""
@@ -91,16 +91,15 @@ def saved_rates(settings: Any) -> Rates:
 
 
 def make_optimizer(
-    trained: GPT | CompiledLoss, rates: Rates, world: World, *, lr_scale: float = 1.0, weight_decay: float = 0.0
+    trained: TrainedModel, rates: Rates, world: World, *, lr_scale: float = 1.0, weight_decay: float = 0.0
 ) -> MuonAdamW:
     """MuonAdamW, compiled where the loss is, sharded where there are several ranks."""
-    compiled = isinstance(trained, CompiledLoss)
-    model = trained.model if isinstance(trained, CompiledLoss) else trained
+    model = trained.model
     groups = param_groups(
         model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=lr_scale, weight_decay=weight_decay
     )
     kind = ShardedMuonAdamW if world.size > 1 else MuonAdamW
-    return kind(groups, compute_dtype=model.compute_dtype, compiled=compiled)
+    return kind(groups, compute_dtype=model.compute_dtype, compiled=trained.compiled)
 
 
 def fit(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nanochat_model import GPT, kernels, load_model
@@ -47,42 +47,48 @@ def take_weights(directory: Path, model: GPT, tokenizer: Tokenizer) -> None:
     model.load_state_dict(saved.state_dict())
 
 
-@dataclass(frozen=True)
-class CompiledLoss:
-    """A model whose training loss is compiled; everything else is the model's own."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model by the loss it is trained with; everything else is its own."""
 
     model: GPT
-    compiled: Callable[..., torch.Tensor]
-
-    def loss(
-        self,
-        token_ids: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        weights: torch.Tensor | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-    ) -> torch.Tensor:
-        return self.compiled(token_ids, targets, weights=weights, reduction=reduction)
+    loss: Callable[..., torch.Tensor]
+    compiled: bool = False
 
     def param_roles(self) -> dict[str, list[torch.nn.Parameter]]:
         return self.model.param_roles()
 
 
-def trained(model: GPT, settings: RunSettings, *, num_steps: int) -> GPT | CompiledLoss:
-    """The model as it is trained: its activations checkpointed, its loss compiled where that is asked for or pays."""
+def packed_loss(model: GPT, bos_id: int | None) -> Callable[..., torch.Tensor]:
+    """The model's loss; given the token that every document starts with, no token sees another document of its row."""
+    if bos_id is None:
+        return model.loss
+
+    def loss(token_ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        return model.loss(token_ids, targets, document_ids=(token_ids == bos_id).cumsum(1), **options)
+
+    return loss
+
+
+def trained(model: GPT, settings: RunSettings, *, num_steps: int, bos_id: int | None = None) -> TrainedModel:
+    """The model as it is trained: its activations checkpointed, its loss compiled where that is asked for or pays.
+
+    See `packed_loss` for `bos_id`.
+    """
     wanted = model.config.n_layer >= CHECKPOINTED_FROM_DEPTH and model.device.type == "cuda"
     if settings.activation_checkpointing == "on" or (settings.activation_checkpointing == "auto" and wanted):
         checkpoint_activations(model)
+    loss = packed_loss(model, bos_id)
     compiled = settings.compile == "on" or (settings.compile == "auto" and num_steps >= COMPILE_PAYS_AFTER_STEPS)
     if not compiled or model.device.type == "mps":
-        return model
+        return TrainedModel(model=model, loss=loss)
     if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         print("no C++ compiler found: training runs eagerly, about a fifth slower", file=sys.stderr)
-        return model
+        return TrainedModel(model=model, loss=loss)
     if model.device.type == "cpu":
         kernels.load()
     print("compiling the training step; the first one takes about a minute", file=sys.stderr)
-    return CompiledLoss(model, torch.compile(model.loss, dynamic=False))
+    return TrainedModel(model=model, loss=torch.compile(loss, dynamic=False), compiled=True)
 
 
 class CheckpointedBlock(Block):

@@ -19,7 +19,7 @@ class Settings(RunSettings):
     """Folder or file of .parquet, .jsonl or .txt (also .gz, .zst); val* files are validation, else the last file.
     Or several, with how often each comes in an epoch: my-texts:3,wiki:1. Default: what download-data fetched."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     depth: int = 20
     """Layers, from which everything else follows."""
     aspect_ratio: int = 64
@@ -48,6 +48,8 @@ class Settings(RunSettings):
     final_lr_frac: float = 0.05
     packing: Literal["pack", "crop"] = "pack"
     """pack keeps all text; crop drops what does not fit, as the reference does."""
+    document_mask: bool = False
+    """No token sees another document of its packed row, in training and validation; the reference lets them see."""
     eval_every: int = 250
     """Steps between evaluations of validation bits per byte, from step 0 on; 0 or -1: never."""
     eval_tokens: int = 80 * 524_288

@@ -16,13 +16,13 @@ class Settings:
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
     """Folder or file of text, read up to its first bad line; its training, validation and test documents are compared."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     conversations: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"])] = ()
     """Files of conversations, tasks, and hub:owner/name:split, to be compared with each other."""
     tokenizer: Path | None = None
     """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
     max_seq_len: int = 2048
-    """Length of the packed sequences (T) that conversations are to fill."""
+    """Length of the packed sequences (T) that they are to fill."""
     max_items: int = 100_000
     """Documents or conversations to read of each part at most."""
     max_faults: int = 5

@@ -16,7 +16,7 @@ class Settings:
     data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
     """Folder or file of text; its validation documents are measured beside the built-in samples."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     tokenizer: Path | None = None
     """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
     max_chars: int = 1_000_000

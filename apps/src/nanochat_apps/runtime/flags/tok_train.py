@@ -22,6 +22,6 @@ class Settings:
     doc_cap: int = 10_000
     """Characters to take of one document at most; 0 takes all. A .txt file that is not split is taken whole."""
     split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches."""
+    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     out: Path | None = None
     """Where to put the tokenizer; default: tokenizer/ under NANOCHAT_BASE_DIR."""
