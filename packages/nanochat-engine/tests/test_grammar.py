@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat_engine import Engine, Grammars, Request, SamplingParams
+from nanochat_engine import Engine, GrammarError, Grammars, Request, SamplingParams
 from nanochat_engine.sampling import constrain_logits
 from nanochat_engine.testing import SPECIALS, ByteTokenizer, ScriptedLM, TinyLM
 from nanochat_engine.text_stream import ASSISTANT_END
@@ -137,9 +137,18 @@ def test_a_choice_is_one_of_its_texts_whatever_they_hold(texts):
     ],
 )
 def test_what_is_no_grammar(grammars, make, complaint):
-    with pytest.raises(ValueError, match=complaint) as error:
+    with pytest.raises(GrammarError, match=complaint) as error:
         make(grammars)
     assert "\n" not in str(error.value)
+
+
+def test_a_grammar_that_turns_out_too_complex_ends_its_completion(grammars):
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(3000)}}
+    engine, constraint = Engine(TinyLM(), BYTES), grammars.json_schema(schema)
+    with pytest.raises(GrammarError, match="cannot be followed") as error:
+        engine.complete("x", constraint=constraint)
+    assert "\n" not in str(error.value)
+    assert engine.complete("x", max_tokens=3)[0].finish_reason in ("stop", "length")
 
 
 def test_without_the_extra(monkeypatch):
