@@ -22,8 +22,8 @@ class Settings:
     out: tyro.conf.Positional[Path]
     """Directory to make (onnx: file)."""
     target: Annotated[Literal["bundle", "transformers", "onnx"], tyro.conf.arg(name="to")] = "bundle"
-    """bundle: all a model needs, for our programs, and for transformers where it has a place for the model;
-    transformers: the same, but refused with the reason where it has none; onnx: logits for token ids."""
+    """bundle: all a model needs, for our programs and transformers; transformers: the same, refused with the reason where
+    transformers and vLLM need our package to load it, as for the modern variant; onnx: logits for token ids."""
     source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
@@ -49,10 +49,13 @@ def export(settings: Settings) -> int:
     as_transformers = settings.target == "transformers" or is_classic(model)
     layout: Literal["nanochat", "transformers"] = "transformers" if as_transformers else "nanochat"
     difference = write_bundle(settings.out, model, tokenizer, meta=meta, layout=layout)
+    after = "" if as_transformers else ", after nanochat_model.hf.register(),"
     if difference is None:
-        print(f"{settings.out}: for chat-cli, chat-web and nanochat_engine.load; transformers has no place for it")
+        print(
+            f"{settings.out}: for chat-cli, chat-web, nanochat_engine.load; not compared: transformers is not installed"
+        )
     else:
-        print(f"{settings.out}: transformers gives the same ids, and logits within {difference:.1e} of ours")
+        print(f"{settings.out}: transformers{after} gives the same ids, and logits within {difference:.1e} of ours")
     return 0
 
 

@@ -116,7 +116,8 @@ class NanochatGPTForCausalLM(PreTrainedModel, GenerationMixin):
         also the mean cross-entropy in nats of each next token.
         """
         for name in _REFUSED:
-            if kwargs.pop(name, None) not in (None, False):
+            given = kwargs.pop(name, None)
+            if given is not None and given is not False:
                 raise ValueError(f"{type(self).__name__} takes no {name}")
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         if cache is not None and not isinstance(cache, DynamicCache):
