@@ -115,8 +115,14 @@ def test_what_is_said_to_run_in_ci_does(page):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(at_hand: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(at_hand, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader of the pages has at hand, small."""
+    tmp_path = tmp_path_factory.mktemp("at-hand")
     world = TinyWorld(0)
     (tmp_path / "my-texts").mkdir()
     for name, split, count in (("train", "train", 300), ("val", "test", 20)):
