@@ -72,7 +72,7 @@ def test_the_speedrun_goes_from_text_to_a_chat_model_on_two_ranks(environment, t
     base = tmp_path / "base"
     assert list_steps(base / "base_checkpoints/d2") == [4]
     assert list_steps(base / "chatsft_checkpoints/d2") == [2]
-    assert "bits a byte" in said.stdout
+    assert "bits per byte" in said.stdout
     assert "talk to it" in said.stdout
 
 

@@ -10,7 +10,7 @@ import torch
 from nanochat_data import core_bundle_fingerprint, load_core_bundle
 from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import EvaluationLog, TaskResult, World, load_meta, verify_checkpoint
+from nanochat_train import EvaluationLog, ProcessGroup, TaskResult, load_meta, verify_checkpoint
 
 from nanochat_apps.adapters import base_evals
 from nanochat_apps.runtime import cli, corpus, device, distributed, paths
@@ -22,23 +22,23 @@ def evaluate(settings: Settings) -> int:
     if settings.max_per_task is not None and settings.max_per_task < 1 and settings.max_per_task != -1:
         raise cli.UsageError(f"--max-per-task {settings.max_per_task} must be at least 1, or -1 for all items")
     checkpoint = paths.find_checkpoint("base", settings.model_tag, settings.step)
-    with distributed.joined(settings.device_type) as (world, where):
-        _evaluate(settings, checkpoint, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        _evaluate(settings, checkpoint, ranks, where)
     return 0
 
 
-def _evaluate(settings: Settings, checkpoint: Path, world: World, where: torch.device) -> None:
+def _evaluate(settings: Settings, checkpoint: Path, ranks: ProcessGroup, where: torch.device) -> None:
     verify_checkpoint(checkpoint)
     model = load_model(checkpoint, device=where, dtype=device.choose_dtype(where, settings.dtype))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
-    say = print_at_once if world.is_main else silent
+    say = print_at_once if ranks.is_main else silent
     say(f"{checkpoint.parent.name}/{checkpoint.name}: {model.param_counts()['total']:,} parameters on {where.type}")
     if settings.data is not None:
         document_mask = bool(load_meta(checkpoint).get("settings", {}).get("document_mask"))
-        measure_bpb(settings, settings.data, model, tokenizer, document_mask, world, say)
+        measure_bpb(settings, settings.data, model, tokenizer, document_mask, ranks, say)
     if settings.core is not None:
-        measure_core(settings, settings.core, checkpoint, model, tokenizer, world, say)
-    if settings.num_samples and world.is_main:
+        measure_core(settings, settings.core, checkpoint, model, tokenizer, ranks, say)
+    if settings.num_samples and ranks.is_main:
         lines = base_evals.samples(
             model,
             tokenizer,
@@ -63,15 +63,15 @@ def measure_bpb(
     model: GPT,
     tokenizer: Tokenizer,
     document_mask: bool,
-    world: World,
+    ranks: ProcessGroup,
     say: Callable[[str], None],
 ) -> None:
     """Bits per byte of both splits, over all of each or a sample of `--split-tokens`; documents masked as in training."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     for split in splits:
-        texts = corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world)
+        texts = corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, ranks=ranks)
         tokens = settings.split_tokens
-        with corpus.building(None, texts, num_tokens=tokens, world=world):
+        with corpus.building(None, texts, num_tokens=tokens, ranks=ranks):
             result = base_evals.text_bpb(
                 model,
                 tokenizer,
@@ -79,9 +79,9 @@ def measure_bpb(
                 rows=settings.device_batch_size,
                 max_tokens=tokens,
                 document_mask=document_mask,
-                world=world,
+                ranks=ranks,
             )
-        say(f"{split}: {result.bpb:.4f} bits a byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
+        say(f"{split}: {result.bpb:.4f} bits per byte over {result.num_bytes:,} bytes, {result.num_tokens:,} tokens")
 
 
 def measure_core(
@@ -90,10 +90,10 @@ def measure_core(
     checkpoint: Path,
     model: GPT,
     tokenizer: Tokenizer,
-    world: World,
+    ranks: ProcessGroup,
     say: Callable[[str], None],
 ) -> None:
-    """A line for each task as it is done; the verdict on every item goes to a log, where a second run goes on."""
+    """A line for each task as it is done; the verdict on every item goes to a log, from which a second run resumes."""
     max_per_task = None if settings.max_per_task == -1 else settings.max_per_task
     tasks = load_core_bundle(bundle, max_per_task=max_per_task)
     name = f"core_{checkpoint.parent.name}_{checkpoint.name}{f'_{max_per_task}' if max_per_task else ''}.jsonl"
@@ -102,7 +102,7 @@ def measure_core(
         "bundle": core_bundle_fingerprint(tasks),
         "dtype": str(model.compute_dtype),
     }
-    log = EvaluationLog(paths.report_dir() / name, subject, world=world)
+    log = EvaluationLog(paths.report_dir() / name, subject, ranks=ranks)
 
     def show(task: TaskResult) -> None:
         remarks = [f"{task.num_cropped} cropped"] * bool(task.num_cropped)
@@ -114,6 +114,6 @@ def measure_core(
         )
 
     result = base_evals.core(
-        model, tokenizer, tasks, rows=settings.device_batch_size, log=log, world=world, on_task=show
+        model, tokenizer, tasks, rows=settings.device_batch_size, log=log, ranks=ranks, on_task=show
     )
     say(f"CORE {result.core:.4f} +- {result.standard_error:.4f}; every item is in {log.path}")

@@ -14,9 +14,9 @@ import nanochat_engine
 import torch
 from nanochat_data import Task
 from nanochat_model import GPT
-from nanochat_train import CHAT_CORE, ChatResult, EvaluationLog, World, chat_core, evaluate_chat
+from nanochat_train import CHAT_CORE, ChatResult, EvaluationLog, ProcessGroup, chat_core, evaluate_chat
 
-from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
 from nanochat_apps.adapters.tasks import load_task
 from nanochat_apps.runtime import cli, device, distributed, paths
 from nanochat_apps.runtime.flags.chat_eval import Settings
@@ -25,7 +25,7 @@ PROGRESS_EVERY_S = 15.0
 
 
 def evaluate(settings: Settings) -> int:
-    """Prints a line a task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
+    """Prints one line per task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
     names = re.split(r"[|,]", settings.task_name) if settings.task_name is not None else list(CHAT_CORE)
     tasks = {
         name.strip().lower(): load_task(name.strip(), unsafe_code=settings.unsafe_code)
@@ -35,12 +35,14 @@ def evaluate(settings: Settings) -> int:
     if not tasks:
         raise cli.UsageError("--task-name is empty; give names such as arc-easy|gsm8k, or leave it out")
     checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
-    with distributed.joined(settings.device_type) as (world, where):
-        _evaluate(settings, tasks, checkpoint, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        _evaluate(settings, tasks, checkpoint, ranks, where)
     return 0
 
 
-def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, world: World, where: torch.device) -> None:
+def _evaluate(
+    settings: Settings, tasks: dict[str, Task], checkpoint: Path, ranks: ProcessGroup, where: torch.device
+) -> None:
     dtype = device.choose_decode_dtype(where, settings.dtype)
     engine = nanochat_engine.load(checkpoint, device=where, dtype=dtype, max_rows=settings.num_rows)
     model = engine.model
@@ -56,7 +58,7 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         model, engine.tokenizer, batch_tokens=settings.batch_size * model.config.sequence_len
     )
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
-    say(world, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
+    say(ranks, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
     folder = paths.report_dir() / f"chat_eval_{settings.source}_{name.replace('/', '_')}"
     results = []
     for task_name, task in tasks.items():
@@ -71,23 +73,23 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         result = evaluate_chat(
             task_name,
             task,
-            write=EngineWriter(engine, params),
-            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
+            generate=EngineGenerator(engine, params),
+            score_choices=LetterScorer(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=settings.max_problems,
             problems_at_once=8 * settings.batch_size,
-            log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),
-            world=world,
-            on_progress=progress_line(task_name, world),
+            log=EvaluationLog(folder / f"{task_name}.jsonl", subject, ranks=ranks),
+            ranks=ranks,
+            on_progress=progress_line(task_name, ranks),
         )
         results.append(result)
-        say(world, table_line(result))
+        say(ranks, table_line(result))
     metric = chat_core(results)
-    if world.is_main:
+    if ranks.is_main:
         summary = {"chat_core": metric, "tasks": [dataclasses.asdict(result) for result in results]}
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if metric is not None:
-        say(world, f"ChatCORE {metric:.4f}")
-    say(world, f"every answer is in {folder}")
+        say(ranks, f"ChatCORE {metric:.4f}")
+    say(ranks, f"every answer is in {folder}")
 
 
 def table_line(result: ChatResult) -> str:
@@ -104,19 +106,19 @@ def table_line(result: ChatResult) -> str:
     return line
 
 
-def progress_line(name: str, world: World) -> Callable[[int, int], None]:
+def progress_line(name: str, ranks: ProcessGroup) -> Callable[[int, int], None]:
     """Says on stderr how far it is, every now and then."""
     last_s = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last_s
-        if world.is_main and time.monotonic() - last_s > PROGRESS_EVERY_S:
+        if ranks.is_main and time.monotonic() - last_s > PROGRESS_EVERY_S:
             last_s = time.monotonic()
             print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
 
     return report
 
 
-def say(world: World, line: str) -> None:
-    if world.is_main:
+def say(ranks: ProcessGroup, line: str) -> None:
+    if ranks.is_main:
         print(line, flush=True)

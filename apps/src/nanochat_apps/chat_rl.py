@@ -8,7 +8,16 @@ import torch
 from nanochat_data import Task
 from nanochat_model import load_model
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import Evaluated, Evaluation, PolicyGradient, Run, StepReport, Trainer, World, verify_checkpoint
+from nanochat_train import (
+    Evaluated,
+    Evaluation,
+    PolicyGradient,
+    ProcessGroup,
+    Run,
+    StepReport,
+    Trainer,
+    verify_checkpoint,
+)
 
 from nanochat_apps.adapters import rollouts
 from nanochat_apps.adapters.tasks import rewarding_task
@@ -30,47 +39,47 @@ def train(settings: Settings) -> int:
 
 def reinforce(settings: Settings, train_task: Task, test_task: Task) -> bool:
     """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
-    with distributed.joined(settings.device_type) as (world, where):
-        return _reinforce(settings, train_task, test_task, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        return _reinforce(settings, train_task, test_task, ranks, where)
 
 
-def _reinforce(settings: Settings, train_task: Task, test_task: Task, world: World, where: torch.device) -> bool:
+def _reinforce(settings: Settings, train_task: Task, test_task: Task, ranks: ProcessGroup, where: torch.device) -> bool:
     start = paths.find_checkpoint("sft", settings.model_tag, settings.model_step)
     folder = training.open_folder(settings, "rl", start.parent.name)
-    if training.is_finished(folder, settings, world):
+    if training.is_finished(folder, settings, ranks):
         return True
     verify_checkpoint(start)
     tokenizer = Tokenizer.load(start / "tokenizer")
     model = load_model(start, device=where, dtype=training_model.compute_dtype(where, settings.dtype))
     trained = training_model.trained(model, settings, num_steps=0)
     sizes = {"length": model.config.sequence_len, "total": settings.num_samples, "most": MAX_ROWS}
-    rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
+    rows = training.micro_batch_rows(settings, folder, trained, where=where, ranks=ranks, **sizes)
     sampler = rollouts.make_sampler(settings, model, tokenizer)
-    loader = rollouts.make_loader(settings, sampler, train_task, rows, start, world)
+    loader = rollouts.make_loader(settings, sampler, train_task, rows, start, ranks)
     num_steps = settings.num_iterations or settings.num_epochs * len(train_task) // settings.examples_per_step
     trainer = Trainer(
         trained,
-        training.make_optimizer(trained, training.saved_rates(settings), world),
+        training.make_optimizer(trained, training.saved_rates(settings), ranks),
         loader,
         PolicyGradient(num_iterations=num_steps, lr_scale=settings.init_lr_frac),
         device=where,
         grad_accum_steps=loader.batches_per_step,
         clip_norm=settings.grad_clip,
-        world=world,
+        ranks=ranks,
     )
-    if world.is_main:
+    if ranks.is_main:
         print(f"{len(train_task):,} examples, starting from {start.parent.name}/{start.name}", file=sys.stderr)
-    samples = rollouts.SampleLog(folder.root / SAMPLES_FILE, trainer) if world.is_main and not settings.trial else None
+    samples = rollouts.SampleLog(folder.root / SAMPLES_FILE, trainer) if ranks.is_main and not settings.trial else None
 
     def test() -> Evaluated:
         asked = test_task[: settings.eval_examples]
-        rates = rollouts.pass_rates(sampler, asked, settings.eval_samples, seed=settings.seed, world=world)
+        rates = rollouts.pass_rates(sampler, asked, settings.eval_samples, seed=settings.seed, ranks=ranks)
         return Evaluated(rates, ["  ".join(f"{name} {rate:.4f}" for name, rate in rates.items())])
 
     def describe(report: StepReport) -> dict[str, float]:
         if samples is not None:
             samples.add(report.step, loader, tokenizer)
-        return loader.statistics.means(world)
+        return loader.statistics.means(ranks)
 
     meta = {
         "started_from": start.name,

@@ -14,9 +14,9 @@ from nanochat_tokenizer import Tokenizer, render_conversation
 from nanochat_train import (
     FineTuning,
     MuonAdamW,
+    ProcessGroup,
     Run,
     Trainer,
-    World,
     load_meta,
     load_training_state,
     state,
@@ -37,14 +37,14 @@ def train(settings: Settings) -> int:
 
 def fine_tune(settings: Settings, task: Task) -> bool:
     """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
-    with distributed.joined(settings.device_type) as (world, where):
-        return _fine_tune(settings, task, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        return _fine_tune(settings, task, ranks, where)
 
 
-def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
+def _fine_tune(settings: Settings, task: Task, ranks: ProcessGroup, where: torch.device) -> bool:
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     folder = training.open_folder(settings, "sft", base.parent.name)
-    if training.is_finished(folder, settings, world):
+    if training.is_finished(folder, settings, ranks):
         return True
     verify_checkpoint(base)
     base_meta = load_meta(base)
@@ -52,16 +52,16 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     model = load_model(base, device=where, dtype=training_model.compute_dtype(where, settings.dtype))
     bos_id = tokenizer.bos_id if settings.document_mask else None
     T, total = model.config.sequence_len, settings.total_batch_size or base_meta["total_batch_size"]
-    total_rows = max(1, total // (T * world.size))
+    total_rows = max(1, total // (T * ranks.size))
     trained = training_model.trained(model, settings, num_steps=settings.num_iterations or 10**6, bos_id=bos_id)
     sizes = {"length": T, "total": total_rows, "default": base_meta["device_batch_size"]}
-    rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
+    rows = training.micro_batch_rows(settings, folder, trained, where=where, ranks=ranks, **sizes)
     train_task, val_task = split_held_out(task)
-    make_loader = loaders(tokenizer, rows, T, world)
-    if world.is_main:
+    make_loader = loaders(tokenizer, rows, T, ranks)
+    if ranks.is_main:
         counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
         print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
-    optimizer = make_optimizer(settings, trained, base, world, warm=folder.resumed is None)
+    optimizer = make_optimizer(settings, trained, base, ranks, warm=folder.resumed is None)
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, seed=settings.seed, num_epochs=None if endless else 1)
     meta = {
@@ -79,29 +79,31 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
             device=where,
             grad_accum_steps=max(1, total_rows // rows),
             clip_norm=settings.grad_clip,
-            world=world,
+            ranks=ranks,
         )
         packed = partial(make_loader, num_epochs=1)
-        evals = chat_evals.evaluations(settings, model, tokenizer, val_task, packed, world)
+        evals = chat_evals.evaluations(settings, model, tokenizer, val_task, packed, ranks)
         run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress)
         run.epoch = (lambda: prefetched.epoch) if endless else None
         finished = training.fit(
             trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta
         )
-    if loader.num_cut and world.is_main:
+    if loader.num_cut and ranks.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
 
 
-def make_optimizer(settings: Settings, trained: TrainedModel, base: Path, world: World, *, warm: bool) -> MuonAdamW:
+def make_optimizer(
+    settings: Settings, trained: TrainedModel, base: Path, ranks: ProcessGroup, *, warm: bool
+) -> MuonAdamW:
     """With the base run's rates and, where a run starts `warm`, its optimizer state if the checkpoint has it."""
-    optimizer = training.make_optimizer(trained, training.saved_rates(load_meta(base)["settings"]), world)
+    optimizer = training.make_optimizer(trained, training.saved_rates(load_meta(base)["settings"]), ranks)
     if settings.warm_optimizer and warm and (base / "training").is_dir():
         state.restore_optimizer(optimizer, load_training_state(base))
     return optimizer
 
 
-def loaders(tokenizer: Tokenizer, rows: int, sequence_len: int, world: World) -> partial[ConversationLoader]:
+def loaders(tokenizer: Tokenizer, rows: int, sequence_len: int, ranks: ProcessGroup) -> partial[ConversationLoader]:
     """Makes loaders of this rank's packed rows (B, T) from a task's conversations."""
     return partial(
         ConversationLoader,
@@ -109,8 +111,8 @@ def loaders(tokenizer: Tokenizer, rows: int, sequence_len: int, world: World) ->
         pad_id=tokenizer.bos_id,
         batch_size=rows,
         sequence_len=sequence_len,
-        rank=world.rank,
-        world_size=world.size,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
 
 

@@ -29,7 +29,7 @@ DEFAULTS = Sampling(temperature=0.8, top_k=50, max_tokens=512)
 def serve(settings: Settings) -> int:
     """Serves until it is told to stop (Ctrl-C, SIGTERM), then lets answers in progress end.
 
-    The port is open before the model is loaded, which runs in processes of its own, one a device, started again when they die.
+    The port is open before the model is loaded, which runs in processes of its own, one per device, restarted when they die.
     """
     checkpoints = choose_checkpoints(settings)
     name, checkpoint = list(checkpoints.items())[-1]

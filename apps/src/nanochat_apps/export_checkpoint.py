@@ -1,4 +1,4 @@
-"""export-checkpoint: gives a model away, as a bundle, as a model of transformers, or as an ONNX graph."""
+"""export-checkpoint: exports a model, as a bundle, as a model of transformers, or as an ONNX graph."""
 
 from __future__ import annotations
 

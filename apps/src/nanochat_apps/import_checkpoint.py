@@ -1,4 +1,4 @@
-"""import-checkpoint: brings models of other projects in as checkpoints of our own."""
+"""import-checkpoint: imports models of other projects as checkpoints of our own."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def train(settings: Settings) -> int:
     sample = next(source.documents())[:100_000]
     ratio = len(sample.encode()) / max(len(tokenizer.encode(sample)), 1)
     seconds = time.perf_counter() - start
-    print(f"{tokenizer.vocab_size} tokens in {seconds:.1f} s, {ratio:.2f} bytes a token on a sample; saved to {out}")
+    print(f"{tokenizer.vocab_size} tokens in {seconds:.1f} s, {ratio:.2f} bytes per token on a sample; saved to {out}")
     return 0
 
 

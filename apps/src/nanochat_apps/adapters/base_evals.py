@@ -9,7 +9,15 @@ from nanochat_data import CoreTask, TokenShards, validation_batches
 from nanochat_engine import Engine
 from nanochat_model import GPT
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import BitsPerByte, CoreResult, EvaluationLog, TaskResult, World, bits_per_byte, evaluate_core
+from nanochat_train import (
+    BitsPerByte,
+    CoreResult,
+    EvaluationLog,
+    ProcessGroup,
+    TaskResult,
+    bits_per_byte,
+    evaluate_core,
+)
 
 from nanochat_apps.adapters.eval_model import make_loglikelihood
 from nanochat_apps.runtime.training_model import TrainedModel, packed_loss
@@ -31,25 +39,25 @@ def text_bpb(
     rows: int,
     max_tokens: int,
     document_mask: bool = False,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> BitsPerByte:
     """Bits per byte over a sample of about `max_tokens` of texts, `rows` at a time: the same at any number of ranks.
 
     With `document_mask` no token sees another document of its packed row.
     """
-    world = world or World()
+    ranks = ranks or ProcessGroup()
     T = model.config.sequence_len
     batches = validation_batches(
         texts,
         batch_size=rows,
         sequence_len=T,
         max_rows=max(1, max_tokens // T),
-        rank=world.rank,
-        world_size=world.size,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
     measured = TrainedModel(model=model, loss=packed_loss(model, tokenizer.bos_id if document_mask else None))
-    return bits_per_byte(measured, batches, lengths, device=model.device, world=world)
+    return bits_per_byte(measured, batches, lengths, device=model.device, ranks=ranks)
 
 
 def core(
@@ -59,7 +67,7 @@ def core(
     *,
     rows: int,
     log: EvaluationLog | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
     on_task: Callable[[TaskResult], None] = lambda result: None,
 ) -> CoreResult:
     """CORE over these tasks, in passes of as many tokens as `rows` rows have; see `evaluate_core` for the log."""
@@ -69,7 +77,7 @@ def core(
         make_loglikelihood(model, tokenizer, batch_tokens=rows * model.config.sequence_len),
         max_tokens=model.cos.size(0),
         log=log,
-        world=world,
+        ranks=ranks,
         on_task=on_task,
     )
 

@@ -114,7 +114,7 @@ class EngineBackend:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The samples' events as they come. Closing it frees the engine's rows within a step.
 
-        Raises `ContextLengthError` if the prompt leaves no room for an answer, `InvalidRequestError` for unknown token ids
+        Raises `ContextLengthError` if the context length is exceeded, `InvalidRequestError` for unknown token ids
         and for a grammar that is none.
         """
         with _grammar_of(request):

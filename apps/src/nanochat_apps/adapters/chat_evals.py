@@ -10,9 +10,9 @@ from nanochat_data import TASKS, Task, TaskOptions, TaskSequence, make_task
 from nanochat_engine import Engine, SamplingParams
 from nanochat_model import GPT, prepare_for_inference
 from nanochat_tokenizer import Tokenizer, render_for_completion
-from nanochat_train import Batch, Evaluated, Evaluation, World, bits_per_byte, chat_core, evaluate_chat
+from nanochat_train import Batch, Evaluated, Evaluation, ProcessGroup, bits_per_byte, chat_core, evaluate_chat
 
-from nanochat_apps.adapters.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
 from nanochat_apps.adapters.tasks import load_task
 from nanochat_apps.runtime import paths
 from nanochat_apps.runtime.flags.chat_sft import Settings
@@ -29,7 +29,7 @@ def evaluations(
     tokenizer: Tokenizer,
     held_out: Task,
     batches: Callable[[Task], Iterable[Batch]],
-    world: World,
+    ranks: ProcessGroup,
 ) -> list[Evaluation]:
     """What the settings ask for; `batches` packs the conversations of a task, once each."""
     lengths = torch.from_numpy(tokenizer.token_byte_lengths())
@@ -38,13 +38,13 @@ def evaluations(
 
     def bpb(name: str, task: Task) -> Evaluation:
         def evaluate() -> Evaluated:
-            found = bits_per_byte(measured, batches(task), lengths, device=model.device, world=world)
+            found = bits_per_byte(measured, batches(task), lengths, device=model.device, ranks=ranks)
             return Evaluated({f"{name}_bpb": found.bpb}, [f"{name} bpb {found.bpb:.4f}"])
 
         return Evaluation(every=settings.eval_every, evaluate=evaluate)
 
     def chatcore() -> Evaluated:
-        scores = chat_scores(model, tokenizer, tasks, max_problems=settings.chatcore_max_problems, world=world)
+        scores = chat_scores(model, tokenizer, tasks, max_problems=settings.chatcore_max_problems, ranks=ranks)
         return Evaluated(scores, ["  ".join(f"{name} {score:.4f}" for name, score in scores.items())])
 
     chosen = [bpb("val", held_out)] if len(held_out) else []
@@ -66,7 +66,7 @@ def test_splits(mixture: str) -> Task:
 
 
 def chat_scores(
-    model: GPT, tokenizer: Tokenizer, tasks: dict[str, Task], *, max_problems: int, world: World
+    model: GPT, tokenizer: Tokenizer, tasks: dict[str, Task], *, max_problems: int, ranks: ProcessGroup
 ) -> dict[str, float]:
     """Accuracy of greedy answers by task, and `chatcore` where all of its tasks are there."""
     engine = Engine(
@@ -80,10 +80,10 @@ def chat_scores(
         evaluate_chat(
             name,
             task,
-            write=EngineWriter(engine, SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0)),
-            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
+            generate=EngineGenerator(engine, SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0)),
+            score_choices=LetterScorer(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=max_problems,
-            world=world,
+            ranks=ranks,
         )
         for name, task in tasks.items()
     ]

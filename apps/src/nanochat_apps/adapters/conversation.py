@@ -14,7 +14,7 @@ DEFAULTS = Sampling(temperature=0.6, top_k=50, max_tokens=256)
 
 
 class Chat:
-    """A conversation with a model; a base model sees each prompt alone and goes on with it."""
+    """A conversation with a model; a base model sees each prompt alone and continues it."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
@@ -30,7 +30,7 @@ class Chat:
     def answer(self, text: str) -> Generator[str | ToolCall, None, None]:
         """Yields the answer to a user's text as it comes; closing it keeps what was said up to there.
 
-        Raises `ValueError` in one line if the conversation no longer fits; it then goes on as if nothing was asked.
+        Raises `ValueError` in one line if the conversation no longer fits; it then continues as if nothing was asked.
         """
         parts = self._engine.stream_complete(
             self._prompt_ids(text),

@@ -59,8 +59,8 @@ def make_loglikelihood(model: CausalLM, tokenizer: Tokenizer, *, batch_tokens: i
     return loglikelihood
 
 
-class LetterChooser:
-    """A `nanochat_train.Chooser`: the log probabilities of the letters as the answer's first token.
+class LetterScorer:
+    """A `nanochat_train.ChoiceScorer`: the log probabilities of the letters as the answer's first token.
 
     Problems of `max_tokens` or more get none.
     """
@@ -88,8 +88,8 @@ class LetterChooser:
         return ids
 
 
-class EngineWriter:
-    """A `nanochat_train.Writer`: problems are submitted long before there is a row for them.
+class EngineGenerator:
+    """A `nanochat_train.Generator`: problems are submitted long before there is a row for them.
 
     Problem i draws from a seed of its own, so that its answers do not depend on what runs beside it.
     """

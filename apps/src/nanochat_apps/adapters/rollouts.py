@@ -13,7 +13,16 @@ from nanochat_data import Conversation, Task
 from nanochat_engine import Completion, Engine, Request, SamplingParams
 from nanochat_model import GPT, load_model, prepare_for_inference, update_prepared
 from nanochat_tokenizer import Tokenizer, render_for_completion
-from nanochat_train import JsonlLogger, Rollout, RolloutBatch, RolloutLoader, Trainer, World, pass_at_k, policy_weights
+from nanochat_train import (
+    JsonlLogger,
+    ProcessGroup,
+    Rollout,
+    RolloutBatch,
+    RolloutLoader,
+    Trainer,
+    pass_at_k,
+    policy_weights,
+)
 from numpy.typing import NDArray
 
 from nanochat_apps.runtime.flags.chat_rl import Settings
@@ -98,7 +107,7 @@ def make_sampler(settings: Settings, model: GPT, tokenizer: Tokenizer) -> Sample
 
 
 def make_loader(
-    settings: Settings, sampler: Sampler, task: Task, rows: int, start: Path, world: World
+    settings: Settings, sampler: Sampler, task: Task, rows: int, start: Path, ranks: ProcessGroup
 ) -> RolloutLoader:
     """Rollouts of the task's examples, weighed by the objective that the settings choose."""
     model = sampler.model
@@ -124,7 +133,7 @@ def make_loader(
         identity=sampler.identity,
         max_resamples=settings.max_resamples,
         adjust=adjust if settings.kl_coef or settings.clip_ratio is not None else None,
-        world=world,
+        ranks=ranks,
     )
 
 
@@ -149,12 +158,12 @@ class SampleLog:
         self._logger.log(step, {"text": text, "reward": rollout.reward, "truncated": rollout.truncated})
 
 
-def pass_rates(sampler: Sampler, task: Task, num_samples: int, *, seed: int, world: World) -> dict[str, float]:
+def pass_rates(sampler: Sampler, task: Task, num_samples: int, *, seed: int, ranks: ProcessGroup) -> dict[str, float]:
     """`pass@1`, `pass@2` ... to `num_samples` by doubling: the chance that one of k answers is right. Right is reward 1."""
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= num_samples]
-    mine = range(world.rank, len(task), world.size)
+    mine = range(ranks.rank, len(task), ranks.size)
     unlimited = replace(sampler, length_budget=None)
     groups = unlimited.rollouts([task[i] for i in mine], task, num_samples, [seed + i for i in mine])
     rights = [sum(rollout.reward >= 1 for rollout in group) for group in groups]
-    sums = world.sum(*(sum(pass_at_k(num_samples, right, k) for right in rights) for k in ks))
+    sums = ranks.sum(*(sum(pass_at_k(num_samples, right, k) for right in rights) for k in ks))
     return {f"pass@{k}": total / len(task) for k, total in zip(ks, sums, strict=True)}

@@ -32,7 +32,7 @@ def load_task(name: str, *, unsafe_code: bool = False) -> Task:
 def rewarding_task(spec: str, split: Literal["train", "test"], *, unsafe_code: bool = False) -> Task:
     """A task with a grader, or a mixture `task:times,task:times` of them: by name, a file, or `file.py:NAME`.
 
-    Raises `UsageError` where there is no such task, or where nothing can tell its right answers from wrong ones, and
+    Raises `UsageError` for an unknown task, or where nothing can tell its right answers from wrong ones, and
     `SandboxError` where it runs programs that cannot be held back here and `unsafe_code` does not say to run them.
     """
     options = TaskOptions(split=split, mirror=paths.data_mirror(), unsafe_code=unsafe_code)
@@ -77,7 +77,7 @@ def graded_mixture(tasks: Sequence[Task]) -> Task:
 def _own_task(path: Path, attribute: str, split: str) -> Task:
     spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError(f"--task {path}:{attribute}: there is no such file")
+        raise UsageError(f"--task {path}:{attribute}: the file does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up the annotations of a class
     spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ import torch
 from nanochat_engine import Engine, SamplingParams
 from nanochat_model import GPT, GPTConfig, load_model, prepare_for_inference
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import World
+from nanochat_train import ProcessGroup
 from nanochat_train.recipe import model_width
 from rich.console import Console
 from rich.table import Table
@@ -125,9 +125,9 @@ def _model(settings: Settings, where: torch.device, dtype: torch.dtype) -> tuple
 def _bits_per_byte(data: Path, model: GPT, prepared: GPT, tokenizer: Tokenizer | None) -> dict[str, float]:
     """Of the model and of its quantized self on the same text."""
     assert tokenizer is not None
-    world, tokens, found = World(), BPB_ROWS * model.config.sequence_len, {}
-    texts = corpus.open_texts(data, "val", tokenizer, split_on=None, world=world)
-    with corpus.building(None, texts, num_tokens=tokens, world=world):
+    ranks, tokens, found = ProcessGroup(), BPB_ROWS * model.config.sequence_len, {}
+    texts = corpus.open_texts(data, "val", tokenizer, split_on=None, ranks=ranks)
+    with corpus.building(None, texts, num_tokens=tokens, ranks=ranks):
         for name, measured in (("full", model), ("quantized", prepared)):
             found[name] = base_evals.text_bpb(measured, tokenizer, texts, rows=8, max_tokens=tokens).bpb
     return found | {"cost": found["quantized"] - found["full"]}

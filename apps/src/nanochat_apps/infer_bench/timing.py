@@ -99,7 +99,7 @@ def measure_batch(
 
 
 def measure_prefill(model: GPT, limits: Limits, num_tokens: int, *, rounds: int = 3) -> float:
-    """Prompt tokens a second of a prompt computed in one step; the median of some rounds."""
+    """Tokens per second of a prompt computed in one step; the median of some rounds."""
     vocab_size = model.config.vocab_size
     engine = Engine(model, NoEnds(vocab_size), tools={}, max_rows=1, prefix_rows=0, prefill_tokens=num_tokens)
     durations_s = []

@@ -1,4 +1,4 @@
-"""The README of a model that is given away: what it is, how it was trained, what it scores, how to use it."""
+"""The README of an exported model: what it is, how it was trained, what it scores, how to use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from nanochat_model import GPT
 
 STAGES = {
-    "base": "a base model: it goes on with text and does not chat",
+    "base": "a base model: it continues text and does not chat",
     "sft": "a chat model, fine-tuned on conversations",
     "rl": "a chat model, fine-tuned on conversations and by reinforcement learning",
 }

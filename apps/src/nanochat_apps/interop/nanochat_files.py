@@ -12,7 +12,7 @@ from nanochat_train import Rates
 from nanochat_apps.runtime import cli, paths
 from nanochat_apps.runtime.flags.common import Source
 
-MEASURES = {
+BATCH_SIZES = {
     "total_batch_size": 524_288,
     "device_batch_size": 32,
 }
@@ -22,7 +22,7 @@ MEASURES = {
 def find_models(
     directory: Path, source: Source | None, tag: str | None, step: int | None
 ) -> list[tuple[Source, Path, int]]:
-    """Stage, folder and step of each model that is meant, one a stage; `directory` is their base directory or one folder.
+    """Stage, folder and step of each model that is meant, one per stage; `directory` is their base directory or one folder.
 
     Raises `UsageError` saying what was looked for where.
     """
@@ -84,8 +84,8 @@ def our_meta(theirs: dict[str, Any]) -> dict[str, Any]:
     for name, default in defaults.items():
         flags[name] = _number(flags.get(name), default)
     scores = {"val_bpb": theirs["val_bpb"]} if _is_number(theirs.get("val_bpb")) else {}
-    measures = {name: int(_number(theirs.get(name), default)) for name, default in MEASURES.items()}
-    return {"settings": flags, "scores": scores, **measures}
+    sizes = {name: int(_number(theirs.get(name), default)) for name, default in BATCH_SIZES.items()}
+    return {"settings": flags, "scores": scores, **sizes}
 
 
 def _number(value: object, default: float) -> float:

@@ -104,7 +104,7 @@ class Quickstart:
         flops = roofline.measure_matmul_flops(where, dtype)
         tokens = (self.size.base_steps + self.size.sft_steps) * BATCH_TOKENS
         minutes = tokens * FLOPS_PER_TOKEN / (USUAL_MFU * flops) / 60 + OTHER_MINUTES
-        why = "" if device.has_fast_bf16(where) else "; this processor has no fast bf16"
+        why = "" if device.has_fast_bf16(where) else "; this CPU has no fast bf16"
         say(f"quickstart: everything goes to {self.folder.parent}")
         say(f"training {tokens / 1e6:.1f} M tokens on {where.type} in {str(dtype).removeprefix('torch.')}{why}")
         say(f"expect about {max(1, round(minutes))} minutes; Ctrl-C stops, and the same command resumes")

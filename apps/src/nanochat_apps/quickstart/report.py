@@ -60,12 +60,12 @@ def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
     smooth = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     axes.plot(*zip(*losses, strict=True), color="#b6c2cf", linewidth=0.8, label="each step")
     axes.plot(*zip(*smooth, strict=True), color="#0969da", label="moving average")
-    axes.set(xlabel="step", ylabel="loss, nats a token", title=f"{stage}")
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=f"{stage}")
     bpb = [(row["step"], row["val_bpb"]) for row in rows if "val_bpb" in row]
     if bpb:
         right = axes.twinx()
         right.plot(*zip(*bpb, strict=True), "o-", color="#cf222e", label="validation")
-        right.set_ylabel("validation, bits a byte", color="#cf222e")
+        right.set_ylabel("validation, bits per byte", color="#cf222e")
     axes.legend(loc="upper right")
     return page.as_svg(figure)
 

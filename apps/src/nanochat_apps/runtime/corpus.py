@@ -14,7 +14,7 @@ from typing import Literal
 from nanochat_data import PretrainLoader, ShardBuilder, TokenShards, open_text_source, validation_loader
 from nanochat_data.documents import HELD_OUT_EVERY, UNIT_BYTES
 from nanochat_tokenizer import Tokenizer
-from nanochat_train import World
+from nanochat_train import ProcessGroup
 
 from nanochat_apps.runtime import paths
 
@@ -28,7 +28,7 @@ def open_texts(
     tokenizer: Tokenizer,
     *,
     split_on: str | None,
-    world: World,
+    ranks: ProcessGroup,
 ) -> list[TokenShards]:
     """The token shards of the texts that a flag names, none of which need be built; a weight repeats what is trained on.
 
@@ -40,8 +40,8 @@ def open_texts(
         named = None if data.exists() else re.fullmatch(r"(.+):(\d+)", entry)
         path, times = (named[1], int(named[2])) if named else (entry, 1)
         source = open_text_source(path, split=split, split_on=split_on)
-        text = TokenShards(source, tokenizer, paths.token_shards(), rank=world.rank, world_size=world.size)
-        fingerprints = world.gather(int(text.text_fingerprint[:12], 16))  # 48 bits, exact in float64
+        text = TokenShards(source, tokenizer, paths.token_shards(), rank=ranks.rank, world_size=ranks.size)
+        fingerprints = ranks.gather(int(text.text_fingerprint[:12], 16))  # 48 bits, exact in float64
         for rank, fingerprint in enumerate(fingerprints):
             if fingerprint != fingerprints[0]:
                 raise ValueError(
@@ -57,11 +57,11 @@ def building(
     validation: Sequence[TokenShards],
     *,
     num_tokens: int,
-    world: World,
+    ranks: ProcessGroup,
 ) -> Iterator[None]:
     """Builds meanwhile what is missing of the shards to train and to validate on, and says what there is of both."""
-    with builder(loader, validation, num_tokens=num_tokens, world=world):
-        if world.is_main:
+    with builder(loader, validation, num_tokens=num_tokens, ranks=ranks):
+        if ranks.is_main:
             for text in dict.fromkeys([*(loader.texts if loader else ()), *validation]):
                 print(f"{text.source.split} text: {text.summary()} in {text.source.root.name}", file=sys.stderr)
         yield
@@ -72,7 +72,7 @@ def builder(
     validation: Sequence[TokenShards],
     *,
     num_tokens: int,
-    world: World,
+    ranks: ProcessGroup,
 ) -> ShardBuilder:
     """In the order of use: the first of training, what validation samples (`num_tokens`), all the rest."""
     sampler = validation_loader(validation, batch_size=1, sequence_len=1)
@@ -80,7 +80,7 @@ def builder(
     share = HELD_OUT_EVERY if any(text.source.share == "held_out" for text in validation) else 1
     groups = 1 + num_tokens * BYTES_PER_TOKEN * share // (UNIT_BYTES * sampler.mixed_units)
     first, sampled = loader.mixed_units if loader else 0, groups * sampler.mixed_units
-    rank, world_size = builders_of_folder(world)
+    rank, world_size = builders_of_folder(ranks)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ShardBuilder(
         [*train[:first], *val[:sampled], *train[first:], *val[sampled:]],
@@ -90,16 +90,16 @@ def builder(
     )
 
 
-def builders_of_folder(world: World) -> tuple[int, int]:
+def builders_of_folder(ranks: ProcessGroup) -> tuple[int, int]:
     """This rank's number among those that see the same folder of token shards, and their count: all, or those of a node."""
-    if world.size == 1:
+    if ranks.size == 1:
         return 0, 1
-    nonce = world.gather(secrets.randbits(48))[0]
+    nonce = ranks.gather(secrets.randbits(48))[0]
     mark = paths.token_shards() / f".seen-{int(nonce):x}"
-    if world.is_main:
+    if ranks.is_main:
         mark.touch()
-    world.barrier()
-    shared = sum(world.gather(mark.exists())) == world.size
-    if world.is_main:
+    ranks.barrier()
+    shared = sum(ranks.gather(mark.exists())) == ranks.size
+    if ranks.is_main:
         mark.unlink()
-    return (world.rank, world.size) if shared else (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    return (ranks.rank, ranks.size) if shared else (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))

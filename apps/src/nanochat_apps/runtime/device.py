@@ -70,7 +70,7 @@ def decode_cost(dtype: torch.dtype) -> float:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """CUDA from SM80 up, and processors with AMX or AVX512-BF16."""
+    """CUDA from SM80 up, and CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

@@ -9,21 +9,21 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from nanochat_train import World
+from nanochat_train import ProcessGroup
 
 from nanochat_apps.runtime import device as devices
 from nanochat_apps.runtime.flags.common import DeviceType
 
 
 @contextmanager
-def joined(device_type: DeviceType) -> Iterator[tuple[World, torch.device]]:
-    """This rank's place and device: NCCL on CUDA (a device a rank), Gloo elsewhere; one process without torchrun.
+def joined(device_type: DeviceType) -> Iterator[tuple[ProcessGroup, torch.device]]:
+    """This rank's place and device: NCCL on CUDA (one device per rank), Gloo elsewhere; one process without torchrun.
 
     Afterwards the process group and its threads are gone.
     """
     device = devices.choose_device(device_type)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World(), device
+        yield ProcessGroup(), device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -35,6 +35,6 @@ def joined(device_type: DeviceType) -> Iterator[tuple[World, torch.device]]:
     # Numbers of the host are summed on the host, which waits for no device.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World.current(), device
+        yield ProcessGroup.current(), device
     finally:
         dist.destroy_process_group()

@@ -22,7 +22,7 @@ class Sampling:
     top_k: int
     """Top-k: the most likely tokens to sample from; 0: all."""
     max_tokens: int
-    """Tokens of an answer at most."""
+    """Maximum new tokens."""
 
 
 class SamplingFlags(Protocol):

@@ -13,7 +13,7 @@ TUNING = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "THP_MEM_ALLOC_ENABLE": "1",
     # OpenMP's threads wait in a loop for so many rounds before they sleep. By default it is milliseconds, in which a
-    # process that shares its processors keeps them from the very threads that it waits for; much less than this, and
+    # process that shares its CPUs keeps them from the very threads that it waits for; much less than this, and
     # decoding has to wake them for every product.
     "GOMP_SPINCOUNT": "30000",
 }

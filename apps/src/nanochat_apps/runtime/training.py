@@ -13,6 +13,7 @@ from nanochat_train import (
     JsonlLogger,
     Logger,
     MuonAdamW,
+    ProcessGroup,
     ProfileLogger,
     Rates,
     Run,
@@ -23,7 +24,6 @@ from nanochat_train import (
     TrackerLogger,
     TrainableModel,
     Trainer,
-    World,
     console_logger,
     param_groups,
     rows_that_fit,
@@ -53,11 +53,11 @@ def open_folder(settings: RunSettings, source: str, tag: str) -> RunFolder:
         raise UsageError(str(error)) from None
 
 
-def is_finished(folder: RunFolder, settings: RunSettings, world: World) -> bool:
+def is_finished(folder: RunFolder, settings: RunSettings, ranks: ProcessGroup) -> bool:
     """Whether there is nothing left to do, which it says."""
     if not folder.is_finished or settings.resume_from_step is not None or settings.trial:
         return False
-    if world.is_main:
+    if ranks.is_main:
         print(f"{folder.resumed}: this run is finished; --overwrite starts a new one", file=sys.stderr)
     return True
 
@@ -70,7 +70,7 @@ def micro_batch_rows(
     length: int,
     total: int,
     where: torch.device,
-    world: World,
+    ranks: ProcessGroup,
     default: int | None = None,
     most: int = MAX_ROWS,
 ) -> int:
@@ -81,7 +81,7 @@ def micro_batch_rows(
     if saved and total % min(saved, total) == 0:
         return int(min(saved, total))
     most = most if where.type != "cpu" else max(1, min(most, MAX_TOKENS_ON_CPU // length))
-    return rows_that_fit(model, length=length, most=most, total=total, device=where, world=world)
+    return rows_that_fit(model, length=length, most=most, total=total, device=where, ranks=ranks)
 
 
 def saved_rates(settings: Any) -> Rates:
@@ -91,14 +91,14 @@ def saved_rates(settings: Any) -> Rates:
 
 
 def make_optimizer(
-    trained: TrainedModel, rates: Rates, world: World, *, lr_scale: float = 1.0, weight_decay: float = 0.0
+    trained: TrainedModel, rates: Rates, ranks: ProcessGroup, *, lr_scale: float = 1.0, weight_decay: float = 0.0
 ) -> MuonAdamW:
     """MuonAdamW, compiled where the loss is, sharded where there are several ranks."""
     model = trained.model
     groups = param_groups(
         model.param_roles(), n_embd=model.config.n_embd, rates=rates, lr_scale=lr_scale, weight_decay=weight_decay
     )
-    kind = ShardedMuonAdamW if world.size > 1 else MuonAdamW
+    kind = ShardedMuonAdamW if ranks.size > 1 else MuonAdamW
     return kind(groups, compute_dtype=model.compute_dtype, compiled=trained.compiled)
 
 
@@ -125,7 +125,7 @@ def fit(
     run.folder, run.save_every = folder, settings.save_every
     run.make_loggers = lambda: loggers(settings, folder, run.stage, trainer)
     run.flops_per_token = model.flops_per_token()
-    run.peak_flops = roofline.matmul_peak(trainer.device, model.compute_dtype) * trainer.world.size
+    run.peak_flops = roofline.matmul_peak(trainer.device, model.compute_dtype) * trainer.ranks.size
     run.memory_bytes = lambda: roofline.peak_memory_bytes(trainer.device)
     return trainer.fit(run=run)
 
@@ -148,7 +148,7 @@ def try_out(trainer: Trainer, run: Run) -> None:
     first, share = trainer.step, run.progress()
     reports: list[StepReport] = []
     trainer.fit(reports.append, should_stop=lambda: trainer.step - first >= TRIAL_STEPS)
-    if not reports or not trainer.world.is_main:
+    if not reports or not trainer.ranks.is_main:
         return
     timed = reports[1:] or reports  # the first one compiles
     seconds = sum(report.data_wait_s + report.step_s for report in timed) / len(timed)

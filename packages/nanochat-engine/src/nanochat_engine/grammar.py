@@ -13,7 +13,7 @@ from nanochat_engine.protocols import TokenConstraint, Tokenizer
 from nanochat_engine.text_stream import ASSISTANT_END, SPECIAL_NAMES
 
 JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write a value, so that no model can go on with blanks for ever; a schema's `x-guidance` may say otherwise."""
+"""One way to write a value, so that no model can continue with blanks for ever; a schema's `x-guidance` may say otherwise."""
 
 
 class GrammarError(ValueError):

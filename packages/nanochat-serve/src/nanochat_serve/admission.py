@@ -1,4 +1,4 @@
-"""Who is let in: the bound on answers in all and for one client, a model that is ready, a server that stays; bodies."""
+"""Admission control: the bound on answers in all and for one client, a model that is ready, a server that stays; bodies."""
 
 from __future__ import annotations
 

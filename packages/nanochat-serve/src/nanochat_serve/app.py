@@ -74,7 +74,7 @@ def create_app(
 
 
 def replace_api_keys(app: web.Application, keys: Sequence[str]) -> None:
-    """From now on these keys are taken; none: everybody is let in. For a running app of `create_app`."""
+    """From now on these keys are taken; none: every request is admitted. For a running app of `create_app`."""
     app[KEYS].replace(keys)
 
 

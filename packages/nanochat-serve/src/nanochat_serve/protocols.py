@@ -194,7 +194,7 @@ class BackendStatus:
 
 
 class ContextLengthError(ValueError):
-    """The prompt leaves no room for an answer."""
+    """The prompt exceeds the context length."""
 
     def __init__(self, num_tokens: int, max_context: int) -> None:
         super().__init__(f"the conversation has {num_tokens} tokens, the model's context holds {max_context}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nanochat_train.optim import MuonAdamW
+from nanochat_train.process_group import ProcessGroup
 from nanochat_train.schedules import Schedule
-from nanochat_train.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Progress(Protocol):
     """Spent in steps and waiting for data."""
     optimizer: MuonAdamW
     schedule: Schedule
-    world: World
+    ranks: ProcessGroup
 
     def state_dict(self) -> dict[str, Any]: ...
 

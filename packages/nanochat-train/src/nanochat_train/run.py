@@ -68,7 +68,7 @@ class Run:
         if self.folder is not None:
             self.folder.start(trainer)
             self.scores.update(self.folder.meta.get("scores", {}))
-        self.logger = Loggers(self.make_loggers() if trainer.world.is_main else [])
+        self.logger = Loggers(self.make_loggers() if trainer.ranks.is_main else [])
         try:
             with stop_signals() if self.folder is not None else no_signals() as requested:
                 yield requested
@@ -137,7 +137,7 @@ class Run:
             for line in found.lines:
                 seconds = time.perf_counter() - start_s
                 self.logger.message(f"{self.stage} step {step}  {line}  ({seconds:.0f} s)")
-        if self.folder is not None and trainer.world.is_main and (last or step in self._evaluated.values()):
+        if self.folder is not None and trainer.ranks.is_main and (last or step in self._evaluated.values()):
             self.folder.add_outcome(step, scores=self.scores, finished=last)
 
     def best_step(self) -> int | None:

@@ -111,7 +111,7 @@ class RunFolder:
 
     def start(self, trainer: Progress) -> None:
         """Sets the metrics of a run before this one aside; nothing is removed."""
-        if trainer.world.is_main and self.resumed is None and self.metrics_file.exists():
+        if trainer.ranks.is_main and self.resumed is None and self.metrics_file.exists():
             count = len(list(self.root.glob("metrics.*.jsonl")))
             self.metrics_file.rename(self.root / f"metrics.{count + 1}.jsonl")
 
@@ -120,7 +120,7 @@ class RunFolder:
         if trainer.step == self._saved_step:
             return
         self._saved_step, training = trainer.step, state.capture(trainer)
-        if trainer.world.is_main:
+        if trainer.ranks.is_main:
             save_checkpoint(
                 self.root,
                 trainer.step,
@@ -136,7 +136,7 @@ class RunFolder:
                 keep_last=self.keep_last,
                 keep_also=keep_also,
             )
-        trainer.world.barrier()
+        trainer.ranks.barrier()
 
     def add_outcome(self, step: int, *, scores: Mapping[str, float], finished: bool) -> None:
         """Puts what was measured of a step beside the files of its checkpoint, where there is one of this run."""

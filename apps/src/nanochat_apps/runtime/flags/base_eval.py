@@ -22,7 +22,7 @@ class Settings:
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
     device_batch_size: int = 16
-    """Rows at a time."""
+    """Packed sequences at a time."""
     split_tokens: int = 40 * 524_288
     """Tokens to measure of each split, a sample where it has more."""
     core: Path | None = None

@@ -18,7 +18,7 @@ class Settings:
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
     """Answer this and leave; a conversation if not given."""
     source: Annotated[Source, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """Stage of the model; base goes on with the text instead of chatting."""
+    """Stage of the model; base continues the text instead of chatting."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """Tag of the model; the largest if not given."""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -30,7 +30,7 @@ class Settings:
     top_k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
     """Top-k: the most likely tokens to sample from; 0: all. Default: the bundle's, else 50."""
     max_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-m"])] = None
-    """Tokens of an answer at most. Default: the bundle's, else 256."""
+    """Maximum new tokens. Default: the bundle's, else 256."""
     seed: int = 42
     """Equal seeds give equal conversations."""
     device_type: DeviceType = "auto"

@@ -21,7 +21,7 @@ class Settings:
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
     """0 is greedy."""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
-    """Tokens of an answer at most."""
+    """Maximum new tokens."""
     num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Answers to each problem; pass@k is estimated for k up to this."""
     top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
@@ -35,7 +35,7 @@ class Settings:
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
     """Step of the model; the last if not given."""
     max_problems: Annotated[int | None, tyro.conf.arg(aliases=["-x"])] = None
-    """Problems of each task at most; all if not given."""
+    """Maximum problems of each task; all if not given."""
     seed: int = 42
     """Equal seeds give equal answers."""
     unsafe_code: bool = False

@@ -20,7 +20,7 @@ class Settings:
     """Which model, where to listen, and defaults that a request may override."""
 
     num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
-    """Replicas of the model, one a GPU; more than one needs CUDA."""
+    """Replicas of the model, one per GPU; more than one needs CUDA."""
     source: Annotated[Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
     checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None

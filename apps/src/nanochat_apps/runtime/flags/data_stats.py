@@ -24,6 +24,6 @@ class Settings:
     max_seq_len: int = 2048
     """Length of the packed sequences (T) that they are to fill."""
     max_items: int = 100_000
-    """Documents or conversations to read of each part at most."""
+    """Maximum documents or conversations to read of each part."""
     max_faults: int = 5
     """Lines to show of those that could not be read."""

@@ -20,6 +20,6 @@ class Settings:
     tokenizer: Path | None = None
     """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
     max_chars: int = 1_000_000
-    """Characters of the data to measure at most."""
+    """Maximum characters of the data to measure."""
     compare: tuple[str, ...] = ()
     """Encodings of tiktoken to measure beside it (gpt2, cl100k_base, o200k_base); tiktoken downloads those it does not have."""

@@ -18,9 +18,9 @@ class Settings:
     vocab_size: int = 32768
     """Tokens, the nine special ones included."""
     max_chars: int = 2_000_000_000
-    """Characters to read at most."""
+    """Maximum characters to read."""
     doc_cap: int = 10_000
-    """Characters to take of one document at most; 0 takes all. A .txt file that is not split is taken whole."""
+    """Maximum characters to take of one document; 0 takes all. A .txt file that is not split is taken whole."""
     split_on: str | None = None
     """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
     out: Path | None = None

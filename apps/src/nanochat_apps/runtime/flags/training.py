@@ -16,7 +16,7 @@ class RunSettings:
     """How a run is saved, resumed, computed and watched."""
 
     device_batch_size: int | None = None
-    """Rows of a rank's micro-batch; default: as many as fit in memory, found by a trial step."""
+    """Packed sequences of a rank's micro-batch; default: as many as fit in memory, found by a trial step."""
     grad_clip: float | None = None
     """Scale gradients whose norm is above this down to it; default: never."""
     save_every: int | None = None

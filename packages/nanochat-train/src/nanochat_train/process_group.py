@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class ProcessGroup:
     """Rank `rank` of `size` processes; with one process every method is free."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def current(cls) -> World:
+    def current(cls) -> ProcessGroup:
         """The default process group of torch.distributed, or one process where there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
