@@ -15,12 +15,15 @@ from nanochat_serve.shapes import Schema, check, either, typed
 from nanochat_serve.structured import (
     FORMAT,
     GUIDES,
+    OUTPUTS,
     TEXT_FORMAT,
     TOOL_CHOICE,
     TOOLS,
+    only,
     read_calls,
     read_format,
     read_guide,
+    read_outputs,
 )
 
 MAX_TOKENS = 4096
@@ -178,7 +181,8 @@ OPENAI: tuple[Field, ...] = (
     plain("cache_salt", "string", meaning="Cached prefixes are shared only among requests with the same one."),
     plain("include_tool_calls", "boolean", False, "Whether calls that the model made appear as `executed_tools`."),
     Field("response_format", FORMAT, partial(read_format, field="response_format")),
-    *(Field(name, shape, read_guide(kind, name)) for name, (kind, shape) in GUIDES.items()),
+    Field("structured_outputs", OUTPUTS, read_outputs),
+    *(Field(f"guided_{name}", shape, read_guide(kind, f"guided_{name}")) for name, (kind, shape) in GUIDES.items()),
     refused("suffix", ""),
     refused("min_tokens", 0),
 )
@@ -247,9 +251,7 @@ class Parsed:
         given = [value for value in self.values.values() if isinstance(value, Grammar)]
         call = read_calls(self.values.get("tools") or [], self.values.get("tool_choice"))
         given += [] if call is None else [call]
-        if len(given) > 1:
-            raise InvalidRequestError(given[1].field, f"is one too many beside {given[0].field}")
-        return given[0] if given else None
+        return only(given)
 
     def params(self, **others: Any) -> SamplingParams:
         """The sampling parameters."""
