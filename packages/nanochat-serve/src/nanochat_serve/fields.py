@@ -29,6 +29,7 @@ from nanochat_serve.structured import (
 MAX_TOKENS = 4096
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 64
+MAX_BIASES = 10_000
 TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 
 
@@ -164,7 +165,11 @@ SAMPLING: tuple[Field | Clamped, ...] = (
     Clamped("repetition_penalty", 0.01, 100, 1.0),
     Clamped("presence_penalty", -2, 2, 0.0),
     Clamped("frequency_penalty", -2, 2, 0.0),
-    Field("logit_bias", typed("object", patternProperties=_BIAS, additionalProperties=False), _read_bias),
+    Field(
+        "logit_bias",
+        typed("object", patternProperties=_BIAS, additionalProperties=False, maxProperties=MAX_BIASES),
+        _read_bias,
+    ),
     Field(
         "stop", either({"type": "string"}, _STOPS, {"type": "null"}, description="Empty ones are ignored."), _read_stops
     ),
