@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from nanochat_data import ConversationLoader, Prefetcher, Task, TaskOptions, parse_mixture, split_held_out
 from nanochat_model import load_model
 from nanochat_tokenizer import Tokenizer, render_conversation
-from nanochat_train import FineTuning, Run, Trainer, World, load_meta, load_training_state, state, verify_checkpoint
+from nanochat_train import (
+    FineTuning,
+    MuonAdamW,
+    Run,
+    Trainer,
+    World,
+    load_meta,
+    load_training_state,
+    state,
+    verify_checkpoint,
+)
 
 from nanochat_apps.adapters import chat_evals
 from nanochat_apps.runtime import cli, distributed, paths, training, training_model
 from nanochat_apps.runtime.flags.chat_sft import Settings as Settings
+from nanochat_apps.runtime.training_model import TrainedModel
 
 
 def train(settings: Settings) -> int:
@@ -44,54 +57,69 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
     sizes = {"length": T, "total": total_rows, "default": base_meta["device_batch_size"]}
     rows = training.micro_batch_rows(settings, folder, trained, where=where, world=world, **sizes)
     train_task, val_task = split_held_out(task)
-    make_loader = partial(
-        ConversationLoader,
-        render=partial(render_conversation, tokenizer, max_tokens=None),
-        pad_id=tokenizer.bos_id,
-        batch_size=rows,
-        sequence_len=T,
-        rank=world.rank,
-        world_size=world.size,
-    )
+    make_loader = loaders(tokenizer, rows, T, world)
     if world.is_main:
         counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
         print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
-    optimizer = training.make_optimizer(trained, training.saved_rates(base_meta["settings"]), world)
-    if settings.warm_optimizer and folder.resumed is None and (base / "training").is_dir():
-        state.restore_optimizer(optimizer, load_training_state(base))
+    optimizer = make_optimizer(settings, trained, base, world, warm=folder.resumed is None)
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, seed=settings.seed, num_epochs=None if endless else 1)
+    meta = {
+        "base": base.name,
+        "total_batch_size": total,
+        "device_batch_size": rows,
+        "data_fingerprints": {"conversations": task.fingerprint},
+    }
     with Prefetcher(loader) as prefetched:
-        schedule = FineTuning(
-            progress=lambda: prefetched.progress,
-            num_iterations=settings.num_iterations,
-            lr_scale=settings.init_lr_frac,
-            warmdown_ratio=settings.warmdown_ratio,
-            final_fraction=settings.final_lr_frac,
-        )
         trainer = Trainer(
             trained,
             optimizer,
             prefetched,
-            schedule,
+            schedule(settings, lambda: prefetched.progress),
             device=where,
             grad_accum_steps=max(1, total_rows // rows),
             clip_norm=settings.grad_clip,
             world=world,
         )
-        batches = partial(make_loader, num_epochs=1)
-        evals = chat_evals.evaluations(settings, model, tokenizer, val_task, batches, world)
-        epoch = (lambda: prefetched.epoch) if endless else None
-        run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress, epoch=epoch)
-        meta = {
-            "base": base.name,
-            "total_batch_size": total,
-            "device_batch_size": rows,
-            "data_fingerprints": {"conversations": task.fingerprint},
-        }
+        packed = partial(make_loader, num_epochs=1)
+        evals = chat_evals.evaluations(settings, model, tokenizer, val_task, packed, world)
+        run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress)
+        run.epoch = (lambda: prefetched.epoch) if endless else None
         finished = training.fit(
             trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta
         )
     if loader.num_cut and world.is_main:
         print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
     return finished
+
+
+def make_optimizer(settings: Settings, trained: TrainedModel, base: Path, world: World, *, warm: bool) -> MuonAdamW:
+    """With the base run's rates and, where a run starts `warm`, its optimizer state if the checkpoint has it."""
+    optimizer = training.make_optimizer(trained, training.saved_rates(load_meta(base)["settings"]), world)
+    if settings.warm_optimizer and warm and (base / "training").is_dir():
+        state.restore_optimizer(optimizer, load_training_state(base))
+    return optimizer
+
+
+def loaders(tokenizer: Tokenizer, rows: int, sequence_len: int, world: World) -> partial[ConversationLoader]:
+    """Makes loaders of this rank's packed rows (B, T) from a task's conversations."""
+    return partial(
+        ConversationLoader,
+        render=partial(render_conversation, tokenizer, max_tokens=None),
+        pad_id=tokenizer.bos_id,
+        batch_size=rows,
+        sequence_len=sequence_len,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def schedule(settings: Settings, progress: Callable[[], float]) -> FineTuning:
+    """Of the base run's rates; `progress` is the share of the data that is done."""
+    return FineTuning(
+        progress=progress,
+        num_iterations=settings.num_iterations,
+        lr_scale=settings.init_lr_frac,
+        warmdown_ratio=settings.warmdown_ratio,
+        final_fraction=settings.final_lr_frac,
+    )

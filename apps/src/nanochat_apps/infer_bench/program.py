@@ -59,30 +59,36 @@ def bench(settings: Settings) -> int:
         limits.measure()
         runs.append(measure_batch(engine, model, limits, batch_size, settings.prompt_tokens, params))
         limits.measure()
-    flops = prefill_flops(model, prefill_tokens)
-    report: dict[str, object] = {
+    engine.close()
+    report = {
+        **_conditions(settings, model, prepared, limits),
+        "compile_s": compile_s,
+        "prompt_tokens": settings.prompt_tokens,
+        "prefill_tokens": prefill_tokens,
+        "prefill_tok_per_s": prefill_tok_per_s,
+        "prefill_mfu": prefill_flops(model, prefill_tokens) / prefill_tokens * prefill_tok_per_s / limits.matmul_flops,
+        "bpb": bpb,
+        "batches": [asdict(run) for run in runs],
+    }
+    show(report, runs)
+    print(json.dumps(rounded(report)))
+    return 0
+
+
+def _conditions(settings: Settings, model: GPT, prepared: GPT, limits: Limits) -> dict[str, object]:
+    """What was measured, on what, and the machine's own limits."""
+    return {
         "model": f"d{model.config.n_layer}",
-        "device": str(where),
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(limits.device),
+        "dtype": str(limits.dtype).removeprefix("torch."),
         "quantize": settings.quantize,
         "compiled": settings.compile,
-        "compile_s": compile_s,
         "clock": settings.clock,
         "threads": torch.get_num_threads(),
         "weight_mib": prepared.weight_bytes() / 2**20,
         "matmul_gflops": limits.matmul_flops / 1e9,
         "stream_gb_per_s": limits.stream_bytes / 1e9,
-        "prompt_tokens": settings.prompt_tokens,
-        "prefill_tokens": prefill_tokens,
-        "prefill_tok_per_s": prefill_tok_per_s,
-        "prefill_mfu": flops / prefill_tokens * prefill_tok_per_s / limits.matmul_flops,
-        "bpb": bpb,
-        "batches": [asdict(run) for run in runs],
     }
-    engine.close()
-    show(report, runs)
-    print(json.dumps(rounded(report)))
-    return 0
 
 
 def _prefill_length(settings: Settings, max_context: int) -> int:

@@ -124,4 +124,5 @@ def _told(matcher: Any) -> str:
 
 
 def _quoted(text: str) -> str:
+    """As Lark's notation has it: JSON's, but for a control character that JSON takes as it is."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
