@@ -151,7 +151,9 @@ def _read_bias(value: Mapping[str, float] | None) -> dict[int, float]:
 
 
 _STOPS = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}
-_BIAS = {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}}
+_STOP = either({"type": "string"}, _STOPS, {"type": "null"}, description="Empty ones are ignored.")
+_ONE_BIAS = {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}}
+_BIAS = typed("object", patternProperties=_ONE_BIAS, additionalProperties=False, maxProperties=MAX_BIASES)
 _LOGPROBS: Any = {"minimum": 0, "maximum": MAX_TOP_LOGPROBS}
 MODEL = plain("model", "string", "", "One of `/v1/models`; any other name means the default one.")
 MESSAGES = Field("messages", _messages, needed=True)
@@ -165,14 +167,8 @@ SAMPLING: tuple[Field | Clamped, ...] = (
     Clamped("repetition_penalty", 0.01, 100, 1.0),
     Clamped("presence_penalty", -2, 2, 0.0),
     Clamped("frequency_penalty", -2, 2, 0.0),
-    Field(
-        "logit_bias",
-        typed("object", patternProperties=_BIAS, additionalProperties=False, maxProperties=MAX_BIASES),
-        _read_bias,
-    ),
-    Field(
-        "stop", either({"type": "string"}, _STOPS, {"type": "null"}, description="Empty ones are ignored."), _read_stops
-    ),
+    Field("logit_bias", _BIAS, _read_bias),
+    Field("stop", _STOP, _read_stops),
     Field("stop_token_ids", lambda settings: _ids(settings) | typed("array"), lambda value: tuple(value or ())),
     plain("ignore_eos", "boolean", False, "Whether the model's own end of an answer is passed over."),
     Field("seed", typed("integer", description="Modulo 2^63; null or below 0: another each time."), _read_seed),
