@@ -12,8 +12,9 @@ from nanochat_engine import Engine, GrammarError, Grammars, Request, SamplingPar
 from nanochat_engine.sampling import constrain_logits
 from nanochat_engine.testing import SPECIALS, ByteTokenizer, ScriptedLM, TinyLM
 from nanochat_engine.text_stream import ASSISTANT_END
-from nanochat_tokenizer import train_tokenizer
 
+pytest.importorskip("llguidance")
+train_tokenizer = pytest.importorskip("nanochat_tokenizer").train_tokenizer
 BYTES = ByteTokenizer()
 END = BYTES.special_id(ASSISTANT_END)
 POINT = {
