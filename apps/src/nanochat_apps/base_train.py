@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import Evaluation, World
 
+    from nanochat_apps.training import Watch
+
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
@@ -22,13 +24,13 @@ def train(settings: Settings) -> int:
     return 0 if pretrain(settings) else cli.INTERRUPTED
 
 
-def pretrain(settings: Settings) -> bool:
-    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+def pretrain(settings: Settings, watch: Watch | None = None) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved). `watch` is evaluated too."""
     with distributed.joined(settings.device_type) as (world, where):
-        return _pretrain(settings, world, where)
+        return _pretrain(settings, world, where, watch)
 
 
-def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
+def _pretrain(settings: Settings, world: World, where: torch.device, watch: Watch | None) -> bool:
     from nanochat_data import Prefetcher, PretrainLoader
     from nanochat_tokenizer import Tokenizer
     from nanochat_train import Run, Trainer
@@ -91,6 +93,7 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
             world=world,
         )
         evals = evaluations(settings, model, tokenizer, val_texts, rows, world)
+        evals += training.watched(watch, settings.eval_every, trainer, model, tokenizer)
         run = Run(stage="base", evaluations=evals, epoch=lambda: prefetched.epoch)
         return training.fit(trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nanochat_data import Task
     from nanochat_train import World
 
+    from nanochat_apps.training import Watch
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings(RunSettings):
@@ -58,13 +60,13 @@ def train(settings: Settings) -> int:
     return 0 if fine_tune(settings, mixture) else cli.INTERRUPTED
 
 
-def fine_tune(settings: Settings, task: Task) -> bool:
-    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+def fine_tune(settings: Settings, task: Task, watch: Watch | None = None) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved). `watch` is evaluated too."""
     with distributed.joined(settings.device_type) as (world, where):
-        return _fine_tune(settings, task, world, where)
+        return _fine_tune(settings, task, world, where, watch)
 
 
-def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device) -> bool:
+def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device, watch: Watch | None) -> bool:
     from nanochat_data import ConversationLoader, Prefetcher, split_held_out
     from nanochat_model import load_model
     from nanochat_tokenizer import Tokenizer, render_conversation
@@ -123,6 +125,7 @@ def _fine_tune(settings: Settings, task: Task, world: World, where: torch.device
         )
         batches = partial(make_loader, num_epochs=1)
         evals = chat_measures.evaluations(settings, model, tokenizer, val_task, batches, world)
+        evals += training.watched(watch, settings.eval_every, trainer, model, tokenizer)
         epoch = (lambda: prefetched.epoch) if endless else None
         run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress, epoch=epoch)
         meta = {

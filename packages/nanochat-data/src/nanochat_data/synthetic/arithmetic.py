@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from nanochat_data.synthetic.expressions import Expression, combined, number, parsed, random_expression, typed
 from nanochat_data.synthetic.phrasing import Split, choose, draw, table, templates
 
-ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen""".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ def symbolic(rng: random.Random, split: Split) -> Problem:
 
 def worded(rng: random.Random, split: Split) -> Problem:
     """One operation in words, some of several numbers, some of one; a part of the numbers are words too."""
-    kind = rng.choices(("one", "list", "scaled", "chain"), weights=(6, 2, 2, 1))[0]
+    kind = rng.choices(("one", "list", "scaled", "chain"), weights=(6, 2, 2, 2))[0]
     made, template, numbers = draw(lambda: _worded(rng, kind, split), split, key=lambda drawn: drawn[0].text)
     as_words = max(numbers.values()) <= 100 and rng.random() < 0.2
     values = {name: in_words(value) if as_words else str(value) for name, value in numbers.items()}
@@ -74,6 +76,6 @@ def in_words(value: int) -> str:
     if value == 100:
         return "one hundred"
     if value < 20:
-        return ONES[value]
+        return ONES.split()[value]
     tens, ones = divmod(value, 10)
-    return TENS[tens - 2] + (f"-{ONES[ones]}" if ones else "")
+    return TENS.split()[tens - 2] + (f"-{ONES.split()[ones]}" if ones else "")

@@ -8,7 +8,7 @@ from fractions import Fraction
 from nanochat_data.messages import Message
 from nanochat_data.synthetic import arithmetic, letters, story_problems
 from nanochat_data.synthetic.expressions import combined, number, shown
-from nanochat_data.synthetic.phrasing import Split, augment, calculation, choose, draw, table, turn
+from nanochat_data.synthetic.phrasing import Split, augment, calculation, casual, choose, draw, table, turn
 
 FIRST = (arithmetic.symbolic, arithmetic.symbolic, arithmetic.worded, story_problems.problem, letters.counting)
 
@@ -33,10 +33,7 @@ def _continuation(rng: random.Random, split: Split, value: str) -> tuple[str, st
     before = Fraction(value)
     operand = _operand(rng, op, before) if len(op) == 1 else op[1:]
     asked = choose(rng, table("follow_ups")["asked"][op], rng.choice(("train", split))).format(b=operand)
-    style = rng.random()
-    if style < 0.25:
-        asked = asked[0].lower() + asked[1:].rstrip(".?")
-    asked += rng.choice(table("follow_ups")["closings"])
+    asked = casual(rng, asked) + rng.choice(table("follow_ups")["closings"])
     made = combined(number(value), op[0], number(operand))
     expression = f"{value}{op[0]}{operand}"
     return (asked, expression, shown(made.value)) if len(made.shown) <= 9 else _continuation(rng, split, value)

@@ -18,7 +18,12 @@ def counting(rng: random.Random, split: Split) -> Problem:
     letter = rng.choice(text) if rng.random() < 0.9 else rng.choice(LETTERS)
     shown = rng.choice(("{}", "{}", "'{}'", '"{}"', "the letter {}")).format(letter)
     template = choose(rng, templates("letters", "counting"), rng.choice(("train", split)))
-    if "letter" in template or "'s" in template or "s " in template[template.index("{x}") + 3 :][:2]:
+    if (
+        "letter" in template
+        or "the {x}" in template
+        or "'s" in template
+        or "s " in template[template.index("{x}") + 3 :][:2]
+    ):
         shown = rng.choice(("{}", "'{}'")).format(letter) if "letter" in template else letter
     shown = shown.upper() if rng.random() < 0.1 and "letter" not in shown else shown
     question = template.format(x=shown, w=quoted(rng, cased(rng, text)))
@@ -30,6 +35,12 @@ def spelling(rng: random.Random, split: Split) -> tuple[str, str]:
     text = draw(lambda: word(rng), split)
     template = choose(rng, table("letters")["spelling"], rng.choice(("train", split)))
     return template.format(w=quoted(rng, cased(rng, text))), "-".join(text)
+
+
+def spelled(rng: random.Random) -> str:
+    """A page of words and their letters, for pretraining."""
+    made = [draw(lambda: word(rng), "train") for _ in range(10)]
+    return "\n".join(f"{cased(rng, text)} {'-'.join(text)}" for text in made)
 
 
 def word(rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""Lists of pairs of made-up strings that are asked for again and again: nothing else teaches a small model so fast to look up and copy."""
+"""Lists to look up and copy from: nothing else teaches a small model so fast to do either."""
 
 from __future__ import annotations
 

@@ -89,6 +89,13 @@ def augment(rng: random.Random, question: str) -> str:
     return question
 
 
+def casual(rng: random.Random, text: str) -> str:
+    """The same text, often without the capital at its start or the sign at its end."""
+    if rng.random() < 0.2:
+        text = text[0].lower() + text[1:]
+    return text.rstrip("?.!") if rng.random() < 0.2 else text
+
+
 def made_up(rng: random.Random, num_syllables: tuple[int, int] = (1, 4)) -> str:
     """A word of 3 to 14 letters that nobody knows."""
     codas = table("words")["codas"]

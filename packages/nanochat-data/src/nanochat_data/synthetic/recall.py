@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nanochat_data.messages import Message
 from nanochat_data.synthetic import identity
-from nanochat_data.synthetic.phrasing import Split, choose, draw, made_up, table, templates, turn, words
+from nanochat_data.synthetic.phrasing import Split, casual, choose, draw, made_up, table, templates, turn, words
 from nanochat_data.words import load_words
 
 
@@ -21,7 +21,9 @@ def recall(rng: random.Random, split: Split) -> tuple[list[Message], str]:
     told = [choose(rng, templates("recall", "told", kind, "says"), "train").format(**t) for kind, t in things]
     replies = [str(rng.choice(table("recall")["told"][kind]["reply"])).format(**thing) for kind, thing in things]
     if len(told) > 1 and rng.random() < 0.5:
-        joined = " ".join(told) if len(told) > 2 or rng.random() < 0.6 else " and ".join(s.rstrip(".!") for s in told) + "."
+        joined = (
+            " ".join(told) if len(told) > 2 or rng.random() < 0.6 else " and ".join(s.rstrip(".!") for s in told) + "."
+        )
         messages = turn(joined, replies[0])
     else:
         messages = [message for said, reply in zip(told, replies, strict=True) for message in turn(said, reply)]
@@ -30,7 +32,7 @@ def recall(rng: random.Random, split: Split) -> tuple[list[Message], str]:
         messages += turn(question, reply)
     kind, thing = rng.choice(things)
     asked = choose(rng, templates("recall", "told", kind, "asks"), rng.choice(("train", split))).format(**thing)
-    messages += turn(asked, table("recall")["told"][kind]["answer"].format(**thing))
+    messages += turn(casual(rng, asked), table("recall")["told"][kind]["answer"].format(**thing))
     return messages, thing["v"]
 
 
@@ -39,7 +41,7 @@ def repeat(rng: random.Random, split: Split) -> tuple[list[Message], str]:
     said = draw(lambda: " ".join(_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))), split)
     template = choose(rng, table("recall")["repeat"]["asked"], rng.choice(("train", split)))
     shown = said if ":" in template else rng.choice(("{}", "{}", '"{}"', "'{}'")).format(said)
-    return turn(template.format(x=shown), table("recall")["repeat"]["answer"].format(x=said)), said
+    return turn(casual(rng, template.format(x=shown)), table("recall")["repeat"]["answer"].format(x=said)), said
 
 
 def _thing(rng: random.Random, kind: str, value: str) -> tuple[str, dict[str, str]]:
@@ -53,7 +55,9 @@ def _value(rng: random.Random, kind: str) -> str:
     if kind == "name":
         return rng.choice(words("names")) if rng.random() < 0.3 else made_up(rng, (1, 3)).capitalize()
     if kind == "code":
-        return rng.choice((str(rng.randint(1, 10 ** rng.randint(2, 5))), made_up(rng, (1, 3)), _letters_and_digits(rng)))
+        return rng.choice(
+            (str(rng.randint(1, 10 ** rng.randint(2, 5))), made_up(rng, (1, 3)), _letters_and_digits(rng))
+        )
     return rng.choice(words(kind)) if kind == "ages" or rng.random() < 0.7 else rng.choice(load_words())
 
 

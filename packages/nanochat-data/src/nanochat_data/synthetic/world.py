@@ -8,8 +8,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from nanochat_data.messages import Conversation, Message
-from nanochat_data.synthetic import arithmetic, facts, follow_ups, identity, letters, lookups, recall, story_problems, tales
-from nanochat_data.synthetic.phrasing import Split, augment, calculation, generator, turn
+from nanochat_data.synthetic import (
+    arithmetic,
+    facts,
+    follow_ups,
+    identity,
+    letters,
+    lookups,
+    recall,
+    story_problems,
+    tales,
+)
+from nanochat_data.synthetic.phrasing import Split, augment, calculation, casual, generator, turn
 
 MIXTURE = {
     "symbolic": 14,
@@ -33,7 +43,7 @@ UNIONS = {
 SKILLS = (*MIXTURE, *UNIONS, "long_stories", "choice")
 """Stories of three actions and multiple choice are no part of the mixture."""
 NUMERIC = ("symbolic", "worded", "stories", "long_stories", "letters", "follow_up")
-DOCUMENTS = {"lookup": 30, "tale": 8, "facts": 12, "exchanges": 50}
+DOCUMENTS = {"lookup": 30, "tale": 5, "facts": 10, "spelled": 8, "exchanges": 47}
 """Pretraining texts by kind, in percent."""
 
 
@@ -52,11 +62,13 @@ class TinyWorld:
         self.seed = seed
 
     def document(self, index: int, *, split: Split = "train") -> str:
-        """A pretraining text: pairs to look up, tales, facts, and the skills as plain questions and answers."""
+        """A pretraining text: pairs to look up, tales, facts, spelled words, and the skills as plain questions and answers."""
         rng = generator(self.seed, "document", split, index)
         kind = rng.choices(tuple(DOCUMENTS), weights=tuple(DOCUMENTS.values()))[0]
         if kind == "lookup":
             return lookups.lookup(rng)
+        if kind == "spelled":
+            return letters.spelled(rng)
         if kind == "tale":
             return tales.tale(rng)
         if kind == "facts":
@@ -116,13 +128,13 @@ def _choice(rng: random.Random, split: Split) -> Made:
 
 
 def _facts(rng: random.Random, split: Split) -> Made:
-    question, answer, words = (facts.unknown if rng.random() < 0.2 else facts.question)(rng, split)
+    question, answer, words = (facts.unknown if rng.random() < 0.25 else facts.question)(rng, split)
     return turn(augment(rng, question), answer), words
 
 
 def _identity(rng: random.Random, split: Split) -> Made:
     question, answer, keywords = identity.exchange(rng, split)
-    return turn(augment(rng, question) if rng.random() < 0.3 else question, answer), keywords
+    return turn(augment(rng, question) if rng.random() < 0.3 else casual(rng, question), answer), keywords
 
 
 def _off_topic(rng: random.Random, split: Split) -> Made:
