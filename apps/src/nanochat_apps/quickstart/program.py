@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nanochat_apps import cli, device, paths
@@ -129,12 +130,12 @@ class Quickstart:
             say("evaluation: done already")
             kept = json.loads(file.read_text())
             return {name: [evaluation.Score(**score) for score in scores] for name, scores in kept.items()}
-        start, asked = time.perf_counter(), {"num_questions": stages.size.questions_per_skill}
-        final = engine("rl")
+        start, final = time.perf_counter(), engine("rl")
+        evaluate = partial(evaluation.evaluate, num_questions=stages.size.questions_per_skill, seed=self.settings.seed)
         scores = {
-            "rl": evaluation.evaluate(final, **asked, seed=self.settings.seed),
-            "out_of_distribution": evaluation.evaluate_written(final, **asked),
-            "sft": evaluation.evaluate(engine("sft"), **asked, seed=self.settings.seed, skills=evaluation.RL_SKILLS),
+            "rl": evaluate(final),
+            "out_of_distribution": evaluation.evaluate_written(final, num_questions=stages.size.questions_per_skill),
+            "sft": evaluate(engine("sft"), skills=evaluation.RL_SKILLS),
         }
         file.write_text(json.dumps({name: [asdict(score) for score in made] for name, made in scores.items()}))
         self._spent("evaluation", time.perf_counter() - start)

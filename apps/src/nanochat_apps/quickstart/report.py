@@ -129,9 +129,9 @@ def reward_svg(rows: Rows, num_asked: int) -> str:
     axes = figure.subplots()
     rewards = [(row["step"], row["reward"]) for row in rows if "reward" in row]
     axes.plot(*zip(*rewards, strict=True), color="#b6c2cf", label="reward")
-    points = [(row["step"], row["pass@1"]) for row in rows if "pass@1" in row]
-    errors = [(share * (1 - share) / num_asked) ** 0.5 for _, share in points]
-    axes.errorbar(*zip(*points, strict=True), yerr=errors, fmt="o-", color=BLUE, capsize=3, label="held out, sampled")
+    steps, shares = zip(*((row["step"], row["pass@1"]) for row in rows if "pass@1" in row), strict=True)
+    errors = [(share * (1 - share) / num_asked) ** 0.5 for share in shares]
+    axes.errorbar(steps, shares, yerr=errors, fmt="o-", color=BLUE, capsize=3, label="held out, sampled")
     axes.set(xlabel="step", ylabel="right", ylim=(0, 1.02), title="stories of three actions")
     axes.legend(loc="lower right")
     return page.as_svg(figure)

@@ -17,7 +17,7 @@ def lookup(rng: random.Random) -> str:
     asked = [rng.choice(pairs) for _ in range(rng.randint(6, 16))]
     told = [entry["told"].format(k=key, v=value) for key, value in pairs]
     answered = [entry["asked"].format(k=key, v=value) for key, value in asked]
-    return entry["between"].join([*told, *answered])
+    return str(entry["between"]).join([*told, *answered])
 
 
 def _string(rng: random.Random, kind: str) -> str:

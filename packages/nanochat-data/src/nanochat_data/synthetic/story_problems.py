@@ -67,68 +67,6 @@ def _start(
     return made, str(rng.choice(table("story_problems")["groups"])), {"a": a, "g": boxes}
 
 
-def _whole_story(rng: random.Random, split: Split) -> Problem:
-    """Told in one piece: groups, shares, prices."""
-    entry = rng.choice(table("story_problems")["whole"])
-    a, b, e = _amount(rng, 2), rng.randint(2, rng.choice((12, 40))), rng.randint(1, 99)
-    numbers = {"a": a, "b": b, "c": a * b, "d": a * b + e, "e": rng.randint(1, a)}
-    parts = [choose(rng, entry[part], rng.choice(("train", split))) for part in ("told", "asked") if part in entry]
-    question = " ".join(parts).format(**numbers, **_who(rng), t=_things(rng))
-    made = parsed(entry["expression"].format(**numbers))
-    return Problem(_sentence(question), made.text, made.shown)
-
-
-def _changes(rng: random.Random, split: Split, num_actions: int) -> Problem:
-    """A number at the start, and actions that each add or take away."""
-    kind = rng.choice(("owner", "owner", "place"))
-    phrases = table("story_problems")[kind]
-    who, things, tense = _who(rng), _things(rng), rng.choice(("present", "past"))
-    made, told, start = _start(rng, phrases, tense, grouped=num_actions > 1 and rng.random() < 0.2)
-    actions = []
-    for _ in range(num_actions - (made.precedence == 2)):
-        sign = rng.choice("+-") if made.value > 2 else "+"
-        b = rng.randint(1, int(made.value) - 1) if sign == "-" else _amount(rng, 2)
-        made = combined(made, sign, number(str(b)))
-        verb = choose(rng, phrases["actions"][sign], rng.choice(("train", split))).split("|")
-        form = verb[-1] if tense == "past" else verb[1 if who["s"] == "I" and len(verb) > 2 else 0]
-        actions.append(form.replace("{b}", str(b)))
-    template = choose(rng, phrases["joined"][str(len(actions))], rng.choice(("train", split)))
-    ending = choose(rng, phrases["asked"], rng.choice(("train", split)))
-    text = f"{template} {ending}"
-    for i, action in enumerate(actions, 1):
-        text = text.replace(f"{{{i}}}", action)
-    if tense == "present":
-        text = text.replace("There were", "There are").replace("{had}", "have" if who["s"] == "I" else "has")
-    text = text.replace("{start}", told).format(**who, **start, t=things, had="had")
-    return Problem(_sentence(text), made.text, made.shown)
-
-
-def _start(
-    rng: random.Random, phrases: Mapping[str, Any], tense: str, *, grouped: bool
-) -> tuple[Expression, str, dict[str, int]]:
-    """How many there are at first: a number, or boxes of so many."""
-    a = _amount(rng, 3 if rng.random() < 0.2 else 2)
-    if not grouped:
-        return number(str(a)), "{a} {t}", {"a": a}
-    boxes = rng.randint(2, 12)
-    made = combined(number(str(boxes)), "*", number(str(a)))
-    return made, str(rng.choice(table("story_problems")["groups"])), {"a": a, "g": boxes}
-
-
-def _worked_out(expression: str) -> tuple[str, str]:
-    """An expression of products, shares, and sums of them, beside its value."""
-    total: Expression | None = None
-    for term in expression.replace("+", " +").replace("-", " -").split():
-        sign, factors = (term[0], term[1:]) if term[0] in "+-" else ("+", term)
-        op = "/" if "/" in factors else "*"
-        product, *others = map(number, factors.split(op))
-        for other in others:
-            product = combined(product, op, other)
-        total = product if total is None else combined(total, sign, product)
-    assert total is not None
-    return total.text, total.shown
-
-
 def _who(rng: random.Random) -> dict[str, str]:
     """{s}: who the story is about, {p}: that person again, {m}: somebody else."""
     name, other = rng.sample(words("names"), 2)
