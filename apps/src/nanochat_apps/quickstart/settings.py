@@ -58,10 +58,10 @@ FULL = Size(
     depth=4,
     vocab_size=2048,
     num_documents=30_000,
-    base_steps=280,
-    sft_steps=880,
+    base_steps=300,
+    sft_steps=950,
     num_conversations=200_000,
-    rl_steps=30,
+    rl_steps=24,
     questions_per_skill=200,
 )
 SMOKE = Size(

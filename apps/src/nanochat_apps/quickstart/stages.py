@@ -25,8 +25,10 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 RATE_BOOST = 10.0
 """The recipe's rates suit long runs; scaled down for a batch this small they would learn too slowly in minutes, and looking up
 and copying, which everything else needs, would hardly begin."""
-SFT_LR_FRAC = 0.75 / RATE_BOOST
-"""Of the boosted rates, which are not scaled by the batch here: about two thirds of those that pretraining ends with."""
+SFT_LR_FRAC = 1.0 / RATE_BOOST
+"""Of the boosted rates, which are not scaled by the batch here: about those that pretraining has."""
+RL_SKILLS = ("long_stories", "long_stories", "stories", "worded")
+"""Rewarded: stories of three actions, which fine-tuning leaves out, and what they should not make it forget."""
 WATCHED_PER_SKILL = 25
 TRIAL_STEPS = 4
 
@@ -130,7 +132,7 @@ class Stages:
             num_samples=8,
             device_batch_size=8,
             max_new_tokens=MAX_ANSWER_TOKENS,
-            init_lr_frac=0.15,
+            init_lr_frac=0.1,
             eval_every=max(steps // 3, 1),
             eval_examples=self.size.questions_per_skill,
             eval_samples=1,
@@ -141,10 +143,8 @@ class Stages:
             seed=self.settings.seed,
         )
         train_task, test_task = (
-            TinyWorldTask(
-                size=self.size.num_conversations, split=split, skill="long_stories", seed=self.settings.seed + 1
-            )
-            for split in SPLITS
+            TinyWorldTask(size=self.size.num_conversations, split=split, skill=skills, seed=self.settings.seed + 1)
+            for split, skills in zip(SPLITS, (RL_SKILLS, "long_stories"), strict=True)
         )
         return chat_rl.reinforce(settings, train_task, test_task)
 

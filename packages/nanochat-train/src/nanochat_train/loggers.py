@@ -93,7 +93,8 @@ class PlainLogger(Logger):
         self._step = f"step {step}{f'/{self._total}' if self._total else ''}"
         if time.monotonic() - self._last_step_s >= self._interval_s or step == self._total:
             self._last_step_s = time.monotonic()
-            self.message(f"{self._title} {self._step}  {readable(metrics)}")
+            if text := readable(metrics):
+                self.message(f"{self._title} {self._step}  {text}")
 
     def message(self, text: str) -> None:
         self._last_line_s = time.monotonic()

@@ -36,7 +36,7 @@ def worded(rng: random.Random, split: Split) -> Problem:
     """One operation in words, some of several numbers, some of one; a part of the numbers are words too."""
     kind = rng.choices(("one", "list", "scaled", "chain"), weights=(6, 2, 2, 2))[0]
     made, template, numbers = draw(lambda: _worded(rng, kind, split), split, key=lambda drawn: drawn[0].text)
-    as_words = max(numbers.values()) <= 100 and rng.random() < 0.2
+    as_words = max(numbers.values()) <= 100 and rng.random() < 0.3
     values = {name: in_words(value) if as_words else str(value) for name, value in numbers.items()}
     question = template.format(**values)
     return Problem(question[0].upper() + question[1:], made.text, made.shown)

@@ -57,9 +57,10 @@ def unknown(rng: random.Random, split: Split) -> tuple[str, str, str]:
     """A question about something that does not exist, the honest answer, and the words that make it right."""
     name = rng.choice(tuple(relations()))
     relation = relations()[name]
-    subject = draw(lambda: made_up(rng, (2, 3)), split)
+    subject = draw(lambda: made_up(rng, (1, 3)), split)
     if relation.pairs[0][0][0].isupper():
-        subject = subject.capitalize()
+        endings = ("", "ia", "land", "stan", "o", "a") if name in ("capital", "continent") else ("",)
+        subject = subject.capitalize() + rng.choice(endings)
     elif name in ("colour", "number"):
         subject = f"{'a' if name == 'colour' else 'legs of a'} {subject}"
     answer = f"I do not know {relation.unknown.format(s=subject)}."

@@ -53,7 +53,7 @@ def word(rng: random.Random) -> str:
 
 def cased(rng: random.Random, text: str) -> str:
     """With a capital now and then."""
-    return rng.choices((text, text.capitalize(), text.upper()), weights=(16, 3, 1))[0]
+    return rng.choices((text, text.capitalize(), text.upper()), weights=(14, 4, 2))[0]
 
 
 def quoted(rng: random.Random, text: str) -> str:

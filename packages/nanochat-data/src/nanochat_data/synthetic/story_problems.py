@@ -9,6 +9,7 @@ from typing import Any
 from nanochat_data.synthetic.arithmetic import Problem
 from nanochat_data.synthetic.expressions import Expression, combined, number, parsed
 from nanochat_data.synthetic.phrasing import Split, choose, draw, table, words
+from nanochat_data.words import load_words
 
 
 def problem(rng: random.Random, split: Split, *, num_actions: int | None = None) -> Problem:
@@ -77,7 +78,7 @@ def _who(rng: random.Random) -> dict[str, str]:
 
 
 def _things(rng: random.Random) -> str:
-    return rng.choice(words("things"))
+    return rng.choice(words("things")) if rng.random() < 0.8 else f"{rng.choice(load_words())}s"
 
 
 def _amount(rng: random.Random, max_digits: int) -> int:

@@ -43,7 +43,7 @@ UNIONS = {
 SKILLS = (*MIXTURE, *UNIONS, "long_stories", "choice")
 """Stories of three actions and multiple choice are no part of the mixture."""
 NUMERIC = ("symbolic", "worded", "stories", "long_stories", "letters", "follow_up")
-DOCUMENTS = {"lookup": 30, "tale": 5, "facts": 10, "spelled": 8, "exchanges": 47}
+DOCUMENTS = {"lookup": 30, "tale": 5, "facts": 8, "spelled": 12, "exchanges": 45}
 """Pretraining texts by kind, in percent."""
 
 
@@ -128,7 +128,7 @@ def _choice(rng: random.Random, split: Split) -> Made:
 
 
 def _facts(rng: random.Random, split: Split) -> Made:
-    question, answer, words = (facts.unknown if rng.random() < 0.25 else facts.question)(rng, split)
+    question, answer, words = (facts.unknown if rng.random() < 0.3 else facts.question)(rng, split)
     return turn(augment(rng, question), answer), words
 
 
