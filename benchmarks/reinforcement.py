@@ -1,4 +1,4 @@
-"""Reinforcement learning from a model that was fine-tuned too little: pass@1 on held-out two-step arithmetic, a few seeds.
+"""Reinforcement learning from a model that was fine-tuned too little: pass@1 on held-out stories of three actions, a few seeds.
 
 uv run quickstart                        # makes the base model
 uv run benchmarks/reinforcement.py --seeds 0 1 2
@@ -64,7 +64,7 @@ def fine_tune(num_steps: int) -> None:
 def reinforce(seed: int, num_steps: int, init_lr_frac: float) -> list[tuple[int, float]]:
     """Pass@1 by step."""
     settings = chat_rl.Settings(
-        task="tinyworld-two-steps",
+        task="tinyworld-long-stories",
         model_tag=f"seed{seed}",
         num_iterations=num_steps,
         num_samples=8,

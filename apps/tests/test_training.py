@@ -1,4 +1,4 @@
-"""base-train, chat-sft and quickstart on toy sizes, as a person runs them: stopped, gone on with, and given bad input."""
+"""base-train and chat-sft on toy sizes, as a person runs them: stopped, gone on with, and given bad input."""
 
 import json
 import math
@@ -13,7 +13,6 @@ import pytest
 import tiktoken
 import torch
 from nanochat_apps import base_eval, base_train, chat_sft, tok_eval, tok_train
-from nanochat_apps.quickstart import program, report
 from nanochat_apps.runtime import paths, training_model
 from nanochat_apps.runtime.cli import UsageError
 from nanochat_data import ConversationLoader
@@ -476,37 +475,3 @@ def test_bad_settings_are_one_line(corpus, changes, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         base_train.train(settings(corpus, **changes))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_quickstart_runs_to_its_report_and_a_second_time_skips(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    tiny = program.Size(
-        depth=1,
-        vocab_size=320,
-        num_documents=300,
-        base_steps=2,
-        sft_steps=2,
-        num_conversations=200,
-        rl_steps=2,
-        questions_per_skill=2,
-    )
-    monkeypatch.setattr(program, "SMOKE", tiny)
-    assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
-    page = (tmp_path / "quickstart-smoke/report/report.html").read_text()
-    assert "arithmetic with the tool" in page
-    assert page.count("<svg") == 3
-    assert "http-equiv" not in page
-    capsys.readouterr()
-    assert program.start(program.Settings(smoke=True, device_type="cpu")) == 0
-    said = capsys.readouterr().out
-    assert [line for line in said.splitlines() if line.endswith("done already")] == [
-        f"{stage}: done already" for stage in ("data", "tokenizer", "base", "sft", "rl", "evaluation")
-    ]
-
-
-def test_report_pages_escape_what_a_model_says():
-    assert (
-        report.dialogue_html([("assistant", "<script>")])
-        == '<div class="assistant"><b>assistant</b>: &lt;script&gt;</div>'
-    )

@@ -15,6 +15,7 @@ from nanochat_train import Evaluated, Evaluation, ProcessGroup, Recipe, Run, Tra
 from nanochat_apps.adapters import base_evals
 from nanochat_apps.runtime import cli, corpus, distributed, paths, pretraining, training, training_model
 from nanochat_apps.runtime.flags.base_train import Settings as Settings
+from nanochat_apps.runtime.training import Watch
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
@@ -24,13 +25,13 @@ def train(settings: Settings) -> int:
     return 0 if pretrain(settings) else cli.INTERRUPTED
 
 
-def pretrain(settings: Settings) -> bool:
-    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+def pretrain(settings: Settings, watch: Watch | None = None) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved). `watch` is evaluated too."""
     with distributed.joined(settings.device_type) as (ranks, where):
-        return _pretrain(settings, ranks, where)
+        return _pretrain(settings, ranks, where, watch)
 
 
-def _pretrain(settings: Settings, ranks: ProcessGroup, where: torch.device) -> bool:
+def _pretrain(settings: Settings, ranks: ProcessGroup, where: torch.device, watch: Watch | None) -> bool:
     data = settings.data or paths.downloaded_text()
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     train_texts, val_texts = (
@@ -46,8 +47,7 @@ def _pretrain(settings: Settings, ranks: ProcessGroup, where: torch.device) -> b
     bos_id = tokenizer.bos_id if settings.document_mask else None
     trained = training_model.trained(model, settings, num_steps=recipe.num_iterations, bos_id=bos_id)
     rows = training.micro_batch_rows(settings, folder, trained, length=T, total=total_rows, where=where, ranks=ranks)
-    if ranks.is_main:
-        pretraining.describe(recipe, model)
+    pretraining.describe(recipe, model, ranks)
     if settings.init_from is not None and folder.resumed is None:
         training_model.take_weights(settings.init_from, model, tokenizer)
     optimizer = training.make_optimizer(
@@ -77,6 +77,7 @@ def _pretrain(settings: Settings, ranks: ProcessGroup, where: torch.device) -> b
             ranks=ranks,
         )
         evals = evaluations(settings, model, tokenizer, val_texts, rows, ranks, plain)
+        evals += training.watched(watch, settings.eval_every, trainer, model, tokenizer)
         meta = describe_run(recipe, rows, loader, val_texts)
         run = Run(stage="base", evaluations=evals, epoch=lambda: prefetched.epoch)
         return training.fit(trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta)

@@ -12,7 +12,7 @@ from nanochat_engine import ToolCall
 from nanochat_apps.adapters.conversation import Chat
 from nanochat_apps.runtime import cli, paths
 from nanochat_apps.runtime.device import choose_decode_dtype, choose_device
-from nanochat_apps.runtime.flags.chat_cli import Settings
+from nanochat_apps.runtime.flags.chat_cli import Settings as Settings
 
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
     range(127, 160), 65533

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from nanochat_train import (
 from nanochat_apps.adapters import chat_evals
 from nanochat_apps.runtime import cli, distributed, paths, training, training_model
 from nanochat_apps.runtime.flags.chat_sft import Settings as Settings
+from nanochat_apps.runtime.training import Watch
 from nanochat_apps.runtime.training_model import TrainedModel
 
 
@@ -35,13 +35,13 @@ def train(settings: Settings) -> int:
     return 0 if fine_tune(settings, mixture) else cli.INTERRUPTED
 
 
-def fine_tune(settings: Settings, task: Task) -> bool:
-    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
+def fine_tune(settings: Settings, task: Task, watch: Watch | None = None) -> bool:
+    """Trains, evaluates and saves; False if a signal stopped it early (its state is saved). `watch` is evaluated too."""
     with distributed.joined(settings.device_type) as (ranks, where):
-        return _fine_tune(settings, task, ranks, where)
+        return _fine_tune(settings, task, ranks, where, watch)
 
 
-def _fine_tune(settings: Settings, task: Task, ranks: ProcessGroup, where: torch.device) -> bool:
+def _fine_tune(settings: Settings, task: Task, ranks: ProcessGroup, where: torch.device, watch: Watch | None) -> bool:
     base = paths.find_checkpoint("base", settings.model_tag, settings.model_step)
     folder = training.open_folder(settings, "sft", base.parent.name)
     if training.is_finished(folder, settings, ranks):
@@ -58,9 +58,8 @@ def _fine_tune(settings: Settings, task: Task, ranks: ProcessGroup, where: torch
     rows = training.micro_batch_rows(settings, folder, trained, where=where, ranks=ranks, **sizes)
     train_task, val_task = split_held_out(task)
     make_loader = loaders(tokenizer, rows, T, ranks)
-    if ranks.is_main:
-        counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
-        print(f"{counts}, starting from {base.parent.name}/{base.name}", file=sys.stderr)
+    counts = f"{len(train_task):,} conversations, {len(val_task)} others held out"
+    training.say(ranks, f"{counts}, starting from {base.parent.name}/{base.name}")
     optimizer = make_optimizer(settings, trained, base, ranks, warm=folder.resumed is None)
     endless = settings.num_iterations is not None
     loader = make_loader(train_task, seed=settings.seed, num_epochs=None if endless else 1)
@@ -83,13 +82,14 @@ def _fine_tune(settings: Settings, task: Task, ranks: ProcessGroup, where: torch
         )
         packed = partial(make_loader, num_epochs=1)
         evals = chat_evals.evaluations(settings, model, tokenizer, val_task, packed, ranks)
+        evals += training.watched(watch, settings.eval_every, trainer, model, tokenizer)
         run = Run(stage="sft", evaluations=evals, progress=lambda: prefetched.progress)
         run.epoch = (lambda: prefetched.epoch) if endless else None
         finished = training.fit(
             trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta
         )
-    if loader.num_cut and ranks.is_main:
-        print(f"{loader.num_cut} conversations were longer than {T} tokens and were cut", file=sys.stderr)
+    if loader.num_cut:
+        training.say(ranks, f"{loader.num_cut} conversations were longer than {T} tokens and were cut")
     return finished
 
 

@@ -1,27 +1,30 @@
 """The generated world is deterministic, right, varied, and keeps its test items to itself."""
 
-import ast
-import operator
+import random
+import re
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nanochat_data.synthetic import SKILLS, TinyWorld, grade
+from nanochat_data.synthetic import MIXTURE, SKILLS, TinyWorld, grade
+from nanochat_data.synthetic.arithmetic import in_words
+from nanochat_data.synthetic.expressions import combined, number, parsed, random_expression
 from nanochat_data.synthetic.facts import relations
+from nanochat_data.synthetic.lookups import lookup
 from nanochat_data.synthetic.phrasing import of_split, table, templates
 from nanochat_data.tasks import TinyWorldTask
 
 WORLD = TinyWorld(0)
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
-def value(node: ast.AST) -> float:
-    if isinstance(node, ast.Expression):
-        return value(node.body)
-    if isinstance(node, ast.BinOp):
-        return OPERATORS[type(node.op)](value(node.left), value(node.right))
-    assert isinstance(node, ast.Constant)
-    return node.value
+def value(expression: str) -> Fraction:
+    """Python's own value, of numbers that are exact."""
+    return eval(re.sub(r"\d+(\.\d+)?", r"Fraction('\g<0>')", expression), {"Fraction": Fraction})
+
+
+def user_turns(item) -> str:
+    return " / ".join(message["content"] for message in item["messages"] if message["role"] == "user")
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -42,21 +45,72 @@ def test_the_worlds_own_answers_are_right(index, split, skill):
     for message in conversation["messages"]:
         if isinstance(message["content"], list):
             expression, output, _ = (part["text"] for part in message["content"])
-            if ".count(" in expression:
-                word, letter = expression.split(".count(")
-                assert output == str(word.strip("'").count(letter.strip("')")))
-                assert 3 <= len(word.strip("'")) <= 14
+            if counted := re.fullmatch(r"' ([a-z]{3,14})'\.count\('([a-z])'\)", expression):
+                assert output == str(counted[1].count(counted[2]))
             else:
-                assert float(output) == value(ast.parse(expression, mode="eval"))
+                assert float(output) == float(value(expression))
 
 
 @pytest.mark.parametrize("skill", [skill for skill in SKILLS if skill != "identity"])
 def test_no_test_item_is_a_training_item(skill):
     def questions(split, num):
-        items = (WORLD.conversation(i, split=split, skill=skill)["messages"] for i in range(num))
-        return {"/".join(m["content"] for m in messages if m["role"] == "user").lower() for messages in items}
+        return {user_turns(WORLD.conversation(i, split=split, skill=skill)).lower() for i in range(num)}
 
     assert not questions("train", 4000) & questions("test", 400)
+
+
+def test_the_mixture_has_no_story_of_three_actions_and_no_multiple_choice():
+    assert sum(MIXTURE.values()) == 100
+    skills = {WORLD.conversation(i)["skill"] for i in range(2000)}
+    assert skills == set(MIXTURE)
+    for i in range(300):
+        told, long_told = (WORLD.conversation(i, skill=skill)["messages"][1] for skill in ("stories", "long_stories"))
+        operators = [re.findall(r"(?<=[0-9)])[-+*/]", m["content"][0]["text"]) for m in (told, long_told)]
+        assert len(operators[0]) <= 2
+        assert len(operators[1]) == 3
+
+
+@given(seed=st.integers(0, 10**9))
+def test_expressions_have_the_parentheses_that_they_need_and_no_others(seed):
+    made = random_expression(random.Random(seed))
+    assert made.value == value(made.text)
+    assert parsed(made.text) == made
+    for match in re.finditer(r"\(", made.text):
+        without = made.text[: match.start()] + made.text[match.end() :]
+        closing = next(
+            i
+            for i in range(match.start(), len(without))
+            if without[match.start() : i + 1].count(")") > without[match.start() : i + 1].count("(")
+        )
+        assert parsed(without[:closing] + without[closing + 1 :]).text != made.text
+
+
+def test_operations_read_as_they_are_grouped():
+    one, two, three = map(number, "123")
+    assert combined(one, "-", combined(two, "-", three)).text == "1-(2-3)"
+    assert combined(combined(one, "-", two), "-", three).text == "1-2-3"
+    assert combined(combined(one, "+", two), "*", three).text == "(1+2)*3"
+    assert [in_words(n) for n in (0, 15, 40, 42, 100)] == ["zero", "fifteen", "forty", "forty-two", "one hundred"]
+
+
+@given(seed=st.integers(0, 10**9))
+def test_every_answer_of_a_list_to_look_up_stands_above(seed):
+    text = lookup(random.Random(seed))
+    of_templates = re.findall(r"[A-Za-z]+", " ".join(f"{e['told']} {e['asked']}" for e in table("lookups")["styles"]))
+    fresh = [word for word in re.findall(r"\w+", text) if word not in of_templates]
+    assert len(set(fresh)) <= 2 * 8
+    assert len(fresh) >= len(set(fresh)) + 6
+
+
+def test_what_is_unknown_is_said_to_be():
+    items = [WORLD.conversation(i, skill="facts") for i in range(400)]
+    unknown = [item for item in items if item["answer"] == "do not know"]
+    assert 60 < len(unknown) < 140
+    known = {subject for relation in relations().values() for subject, _ in relation.pairs}
+    for item in unknown:
+        reply = item["messages"][-1]["content"]
+        assert reply.startswith("I do not know ")
+        assert reply.rstrip(".").split()[-1] not in known
 
 
 def intents():
@@ -76,11 +130,13 @@ def test_the_world_is_varied():
     assert len(templates("letters", "counting")) >= 30
     worded = [templates("arithmetic", "worded", op) for op in "+-*/"]
     assert len(templates("arithmetic", "symbolic")) + sum(map(len, worded)) >= 80
+    assert len(table("off_topic")["asked"]) >= 80
     assert sum(map(len, intents().values())) >= 150
-    expressions = {WORLD.conversation(i, skill="arithmetic")["messages"][1]["content"][0]["text"] for i in range(2000)}
-    assert len(expressions) > 1900
+    expressions = {WORLD.conversation(i, skill="symbolic")["messages"][1]["content"][0]["text"] for i in range(2000)}
+    assert len(expressions) > 1500
     assert {op for e in expressions for op in e if op in "+-*/"} == set("+-*/")
-    assert {len(part) for e in expressions for part in e.replace("-", "+").split("+") if part.isdigit()} >= {1, 2, 3, 4}
+    assert {len(part) for e in expressions for part in re.findall(r"[0-9]+", e)} >= {1, 2, 3, 4, 5}
+    assert {len(re.findall(r"[0-9.]+", e)) for e in expressions} == {2, 3, 4}
 
 
 def test_choices_are_four_different_ones_in_the_documented_form():
@@ -123,6 +179,10 @@ def test_a_task_has_a_length_and_grades():
         ("choice", "B", "A", False),
         ("facts", "Paris", "It is Paris, of course.", True),
         ("facts", "rat", "A separate one.", False),
+        ("facts", "do not know", "I do not know the capital of Zobria.", True),
+        ("recall", "Viktor", "Your name is Viktor.", True),
+        ("recall", "Viktor", "Your name is Viktoria.", False),
+        ("off_topic", "cannot", "Den.", False),
         ("identity", "fine|well", "I am well.", True),
     ],
 )

@@ -27,6 +27,7 @@ from nanochat_train import (
     MuonAdamW,
     PlainLogger,
     Pretraining,
+    ProgressLogger,
     Run,
     RunFolder,
     TrackerLogger,
@@ -394,6 +395,25 @@ def test_a_line_comes_also_while_nothing_is_logged():
     lines = [line for line in stream.getvalue().splitlines() if line != "base starting, still at work"]
     assert lines[:3] == ["base step 4/9  loss 2.5000", *["base step 4/9, still at work"] * 2]
     assert not sink._watch.is_alive(), "a closed sink is silent"
+
+
+def test_a_board_takes_the_place_of_the_one_before_on_a_terminal_and_is_lines_elsewhere():
+    terminal, stream = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    loggers = Loggers(
+        [
+            ProgressLogger(terminal, title="base", total_steps=2),
+            PlainLogger(stream, title="base", total_steps=2),
+        ]
+    )
+    for board in (["step 0", "  2+2?  [bold]"], ["step 1", "  2+2?  4"]):
+        loggers.board(board)
+    loggers.close()
+    assert stream.getvalue() == "step 0\n  2+2?  [bold]\nstep 1\n  2+2?  4\n"
+    before, _, after = terminal.getvalue().partition("[bold]")
+    assert "step 0" in before
+    assert after.split("step 1")[0].count("\x1b[1A") == 2, "two lines up, to write over the board"
+    assert "  2+2?  4" in after
 
 
 def test_sinks_are_all_closed_even_if_one_fails_to(tmp_path):

@@ -26,6 +26,9 @@ GOOD = 0.5
 EXAMPLES = {
     "arithmetic with the tool": "What is 37 times 12?",
     "letter counts": "How many r are in strawberry?",
+    "recall and copy": "My name is Viktor, please remember it.",
+    "stories of three actions": "There were 30 birds and 12 flew away. How many are left?",
+    "facts, known and unknown": "What is the capital of France?",
     "identity and small talk": "Hello! What is your name?",
 }
 """A question of each of the quickstart's skills, whose scores keep mistakes only."""

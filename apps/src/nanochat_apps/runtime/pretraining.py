@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from nanochat_model import GPT, GPTConfig
-from nanochat_train import Pretraining, Recipe, check_fp8, use_fp8
+from nanochat_train import Pretraining, ProcessGroup, Recipe, check_fp8, use_fp8
 from nanochat_train.recipe import model_width
 
 from nanochat_apps.runtime import cli
@@ -87,8 +87,10 @@ def rows_per_step(settings: Settings, recipe: Recipe, num_ranks: int) -> int:
     return rows
 
 
-def describe(recipe: Recipe, model: GPT) -> None:
-    """The derived quantities as a table, on stderr."""
+def describe(recipe: Recipe, model: GPT, ranks: ProcessGroup) -> None:
+    """The derived quantities as a table, on stderr, by the first rank."""
+    if not ranks.is_main:
+        return
     dtype, count = str(model.compute_dtype).removeprefix("torch."), model.param_counts()["total"]
     print(f"{count:,} parameters on {model.device.type}, computing in {dtype}", file=sys.stderr)
     for name, value, origin in recipe.table():

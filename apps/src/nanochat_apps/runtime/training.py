@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from nanochat_model import GPT, save_model
 from nanochat_tokenizer import Tokenizer
 from nanochat_train import (
+    Evaluated,
+    Evaluation,
     JsonlLogger,
     Logger,
     MuonAdamW,
@@ -34,6 +36,8 @@ from nanochat_apps.runtime.cli import UsageError
 from nanochat_apps.runtime.flags.training import RunSettings, as_json, may_change
 from nanochat_apps.runtime.training_model import TrainedModel, take_weights
 
+Watch = Callable[[GPT, Tokenizer, int], Evaluated]
+"""Evaluates the model at a step."""
 MAX_ROWS, MAX_TOKENS_ON_CPU = 32, 16_384
 """Of a micro-batch: larger ones are no faster."""
 TRIAL_STEPS = 4
@@ -57,9 +61,14 @@ def is_finished(folder: RunFolder, settings: RunSettings, ranks: ProcessGroup) -
     """Whether there is nothing left to do, which it says."""
     if not folder.is_finished or settings.resume_from_step is not None or settings.trial:
         return False
-    if ranks.is_main:
-        print(f"{folder.resumed}: this run is finished; --overwrite starts a new one", file=sys.stderr)
+    say(ranks, f"{folder.resumed}: this run is finished; --overwrite starts a new one")
     return True
+
+
+def say(ranks: ProcessGroup, line: str) -> None:
+    """A line on stderr, by the first rank."""
+    if ranks.is_main:
+        print(line, file=sys.stderr)
 
 
 def micro_batch_rows(
@@ -141,6 +150,13 @@ def loggers(settings: RunSettings, folder: RunFolder, stage: str, trainer: Train
         made.append(TrackerLogger(settings.tracker, project="nanochat", name=settings.run, settings=as_json(settings)))
     # The console last: it has a thread, which ends only where the run gets as far as to close it.
     return [*made, console_logger(sys.stderr, title=stage, total_steps=trainer.schedule.num_iterations)]
+
+
+def watched(watch: Watch | None, every: int, trainer: Trainer, model: GPT, tokenizer: Tokenizer) -> list[Evaluation]:
+    """What somebody who calls a training program from Python evaluates beside its own, by the first rank."""
+    if watch is None or not trainer.ranks.is_main:
+        return []
+    return [Evaluation(every=every, evaluate=lambda: watch(model, tokenizer, trainer.step))]
 
 
 def try_out(trainer: Trainer, run: Run) -> None:

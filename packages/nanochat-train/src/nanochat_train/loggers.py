@@ -27,6 +27,9 @@ class Logger:
 
     def message(self, text: str) -> None: ...
 
+    def board(self, lines: Sequence[str]) -> None:
+        """Lines that take the place of the board before, where that can be done."""
+
     def close(self) -> None: ...
 
 
@@ -90,11 +93,15 @@ class PlainLogger(Logger):
         self._step = f"step {step}{f'/{self._total}' if self._total else ''}"
         if time.monotonic() - self._last_step_s >= self._interval_s or step == self._total:
             self._last_step_s = time.monotonic()
-            self.message(f"{self._title} {self._step}  {readable(metrics)}")
+            if text := readable(metrics):
+                self.message(f"{self._title} {self._step}  {text}")
 
     def message(self, text: str) -> None:
         self._last_line_s = time.monotonic()
         print(text, file=self._stream, flush=True)
+
+    def board(self, lines: Sequence[str]) -> None:
+        self.message("\n".join(lines))
 
     def close(self) -> None:
         self._closed.set()
@@ -124,6 +131,9 @@ class ProgressLogger(Logger):
             refresh_per_second=4,
         )
         self._task = self._progress.add_task(title, total=total_steps, numbers="")
+        self._board: Sequence[str] = ()
+        bars, text = self._progress.get_renderables, importlib.import_module("rich.text").Text
+        self._progress.get_renderables = lambda: [*map(text, self._board), *bars()]
         self._progress.start()
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
@@ -131,6 +141,10 @@ class ProgressLogger(Logger):
 
     def message(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
+
+    def board(self, lines: Sequence[str]) -> None:
+        self._board = lines
+        self._progress.refresh()
 
     def close(self) -> None:
         self._progress.stop()
@@ -203,6 +217,10 @@ class Loggers(Logger):
     def message(self, text: str) -> None:
         for logger in self._loggers:
             logger.message(text)
+
+    def board(self, lines: Sequence[str]) -> None:
+        for logger in self._loggers:
+            logger.board(lines)
 
     def close(self) -> None:
         """Closes each, whatever closing another raises."""

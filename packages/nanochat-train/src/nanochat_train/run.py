@@ -18,10 +18,12 @@ from nanochat_train.run_folder import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Scores for the metrics and the checkpoint, lines for people."""
+    """Scores for the metrics and the checkpoint, lines and a board for people."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     lines: Sequence[str] = ()
+    board: Sequence[str] = ()
+    """Lines that are shown in place of the ones before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,8 @@ class Run:
             self.scores.update({**found.scores, **{f"{name}_step": step for name in found.scores}})
             if found.scores:
                 self.logger.log(step, found.scores)
+            if found.board:
+                self.logger.board(found.board)
             for line in found.lines:
                 seconds = time.perf_counter() - start_s
                 self.logger.message(f"{self.stage} step {step}  {line}  ({seconds:.0f} s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nanochat_apps.runtime.flags.common import DeviceType
 
@@ -11,6 +12,8 @@ from nanochat_apps.runtime.flags.common import DeviceType
 class Settings:
     """Everything has a default; a second run skips what is done."""
 
+    minutes: Literal["3", "6", "20"] | None = None
+    """Choose the sizes by this machine's measured speed to take about so long; default: fixed sizes, as in docs/results.md."""
     smoke: bool = False
     """All stages on a toy size, in about a minute: shows that the machinery works, not that the model does."""
     fresh: bool = False

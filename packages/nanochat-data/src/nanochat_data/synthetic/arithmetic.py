@@ -1,25 +1,18 @@
-"""Arithmetic questions: numbers of one to four digits, four operators, one or two steps, in words, symbols and stories."""
+"""Arithmetic questions: typed expressions, and ones in words, with lists, halves and number words."""
 
 from __future__ import annotations
 
-import operator
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from nanochat_data.synthetic.phrasing import Split, choose, draw, fill, table, templates, words
+from nanochat_data.synthetic.expressions import Expression, combined, number, parsed, random_expression, typed
+from nanochat_data.synthetic.phrasing import Split, choose, draw, table, templates
 
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
-VALUES = {
-    "{a}*{b}+{c}": lambda a, b, c, d: a * b + c,
-    "{a}*{b}-{c}": lambda a, b, c, d: a * b - c,
-    "{a}+{b}+{c}": lambda a, b, c, d: a + b + c,
-    "{a}+{b}-{c}": lambda a, b, c, d: a + b - c,
-    "{d}-{a}-{b}": lambda a, b, c, d: d - a - b,
-    "{d}-{a}*{b}": lambda a, b, c, d: d - a * b,
-    "({a}+{b})*{c}": lambda a, b, c, d: (a + b) * c,
-}
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +24,58 @@ class Problem:
     answer: str
 
 
-@cache
-def stories(op: str) -> Sequence[str]:
-    """A little story for each beginning and ending."""
-    groups = (
-        fill([f"{{}} {end}" for end in g["endings"]], g["beginnings"]) for g in table("arithmetic")["stories"][op]
-    )
-    return tuple(story for group in groups for story in group)
+def symbolic(rng: random.Random, split: Split) -> Problem:
+    """An expression in signs; no expression of a split stands in the other."""
+    made = draw(lambda: random_expression(rng), split, key=lambda made: made.text)
+    template = choose(rng, templates("arithmetic", "symbolic"), rng.choice(("train", split)))
+    asked = template.format(e=typed(rng, made.text, table("arithmetic")["signs"]))
+    return Problem(asked, made.text, made.shown)
 
 
-def problem(rng: random.Random, split: Split) -> Problem:
-    """One step mostly; operands of a split never stand in the other."""
-    return two_steps(rng, split) if rng.random() < 0.15 else one_step(rng, split)
+def worded(rng: random.Random, split: Split) -> Problem:
+    """One operation in words, some of several numbers, some of one; a part of the numbers are words too."""
+    kind = rng.choices(("one", "list", "scaled", "chain"), weights=(6, 2, 2, 2))[0]
+    made, template, numbers = draw(lambda: _worded(rng, kind, split), split, key=lambda drawn: drawn[0].text)
+    as_words = max(numbers.values()) <= 100 and rng.random() < 0.3
+    values = {name: in_words(value) if as_words else str(value) for name, value in numbers.items()}
+    question = template.format(**values)
+    return Problem(question[0].upper() + question[1:], made.text, made.shown)
 
 
-def one_step(rng: random.Random, split: Split) -> Problem:
+def _worded(rng: random.Random, kind: str, split: Split) -> tuple[Expression, str, dict[str, int]]:
+    wording_split = rng.choice(("train", split))
+    if kind == "scaled":
+        word = rng.choice(tuple(table("arithmetic")["scaled"]))
+        op, factor = word[0], word[1:]
+        template = choose(rng, templates("arithmetic", "scaled", word), wording_split)
+        a = rng.randint(2, 999) * (int(factor) if op == "/" and rng.random() < 0.9 else 1)
+        return combined(number(str(a)), op, number(factor)), template, {"a": a}
+    if kind in ("list", "chain"):
+        entry = rng.choice(table("arithmetic")[kind])
+        a, b, c, d = (rng.randint(2, rng.choice((20, 99, 500))) for _ in range(4))
+        numbers = {"a": a, "b": b, "c": c, "d": d}
+        expression, template = entry["expression"], choose(rng, entry["asked"], wording_split)
+        made = parsed(expression.format(**numbers))
+        return made, template, {name: value for name, value in numbers.items() if f"{{{name}}}" in template}
     op = rng.choice("++--**/")
-    a, _, b = draw(lambda: _operands(rng, op), split)
-    kind = rng.choice(("symbolic", "worded", "stories"))
-    listed = stories(op) if kind == "stories" else templates("arithmetic", kind, *([op] if kind == "worded" else []))
-    template_split = rng.choice(("train", split))
-    sign = rng.choice(table("arithmetic")["signs"][op])
-    template = choose(rng, listed, template_split)
-    question = template.format(a=a, b=b, op=sign, n=rng.choice(words("names")), t=rng.choice(words("things")))
-    return Problem(question, f"{a}{op}{b}", str(OPERATIONS[op](a, b)))
+    a, b = _operands(rng, op)
+    template = choose(rng, templates("arithmetic", "worded", op), wording_split)
+    return combined(number(str(a)), op, number(str(b))), template, {"a": a, "b": b}
 
 
-def two_steps(rng: random.Random, split: Split) -> Problem:
-    a, b, c = draw(lambda: (rng.randint(2, 99), rng.randint(2, 20), rng.randint(1, 50)), split)
-    chosen = rng.choice(table("arithmetic")["two_steps"])
-    expression = chosen["expression"]
-    if "-" in expression:
-        a = max(a, c)
-    numbers = {"a": a, "b": b, "c": c, "d": a * b + rng.randint(1, 99)}
-    question = chosen["question"].format(**numbers, n=rng.choice(words("names")), t=rng.choice(words("things")))
-    return Problem(question, expression.format(**numbers), str(VALUES[expression](**numbers)))
-
-
-def _operands(rng: random.Random, op: str) -> tuple[int, str, int]:
+def _operands(rng: random.Random, op: str) -> tuple[int, int]:
+    most = {"+": 5, "-": 5, "*": 3, "/": 2}[op]
+    a, b = (rng.randint(1, 10 ** rng.randint(1, digits) - 1) for digits in (most, 2 if op in "*/" else most))
     if op == "/":
-        divisor, quotient = _number(rng, 2), _number(rng, 2)
-        return divisor * quotient, op, divisor
-    digits = 3 if op == "*" else 4
-    a, b = _number(rng, digits), _number(rng, 2 if op == "*" else digits)
-    return (max(a, b), op, min(a, b)) if op == "-" and rng.random() < 0.9 else (a, op, b)
+        return a * b, b
+    return (max(a, b), min(a, b)) if op == "-" and rng.random() < 0.9 else (a, b)
 
 
-def _number(rng: random.Random, max_digits: int) -> int:
-    """Every number of digits as likely as another."""
-    digits = rng.randint(1, max_digits)
-    return rng.randint(max(1, 10 ** (digits - 1)), 10**digits - 1)
+def in_words(value: int) -> str:
+    """A number from 0 to 100 in words."""
+    if value == 100:
+        return "one hundred"
+    if value < 20:
+        return ONES.split()[value]
+    tens, ones = divmod(value, 10)
+    return TENS.split()[tens - 2] + (f"-{ONES.split()[ones]}" if ones else "")

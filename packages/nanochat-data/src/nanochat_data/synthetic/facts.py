@@ -1,4 +1,4 @@
-"""A few hundred facts as relations, with statements and questions; some wordings of each question are held out for test."""
+"""A few hundred facts as relations, with statements and questions, and questions about what does not exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from nanochat_data.messages import LETTERS, ONLY_LETTER, render_choices
-from nanochat_data.synthetic.phrasing import Split, choose, table
+from nanochat_data.synthetic.phrasing import Split, choose, draw, made_up, table
 
 WHOLE_LINE = "Respond with the line of the correct answer."
 
@@ -19,7 +19,10 @@ class Relation:
 
     pairs: Sequence[tuple[str, str]]
     statements: Sequence[str]
+    """The first one is the answer to a question."""
     questions: Sequence[str]
+    unknown: str
+    """What is not known of a subject that is made up."""
 
 
 @cache
@@ -31,7 +34,10 @@ def relations() -> Mapping[str, Relation]:
         return tuple((subject.strip(), value.strip()) for subject, value in subjects_and_values)
 
     entries = table("facts")["relations"].items()
-    return {name: Relation(pairs(e["pairs"]), tuple(e["statements"]), tuple(e["questions"])) for name, e in entries}
+    return {
+        name: Relation(pairs(e["pairs"]), tuple(e["statements"]), tuple(e["questions"]), e["unknown"])
+        for name, e in entries
+    }
 
 
 def statement(rng: random.Random) -> str:
@@ -41,10 +47,24 @@ def statement(rng: random.Random) -> str:
     return _sentence(rng.choice(relation.statements).format(s=subject, v=value))
 
 
-def question(rng: random.Random, split: Split) -> tuple[str, str]:
-    """A question and its answer, in a sentence of the relation's own."""
+def question(rng: random.Random, split: Split) -> tuple[str, str, str]:
+    """A question, its answer in a sentence, and the words that make it right."""
     relation, subject, value = _pick(rng)
-    return _asked(rng, relation, subject, split), value
+    return _asked(rng, relation, subject, split), _sentence(relation.statements[0].format(s=subject, v=value)), value
+
+
+def unknown(rng: random.Random, split: Split) -> tuple[str, str, str]:
+    """A question about something that does not exist, the honest answer, and the words that make it right."""
+    name = rng.choice(tuple(relations()))
+    relation = relations()[name]
+    subject = draw(lambda: made_up(rng, (1, 3)), split)
+    if relation.pairs[0][0][0].isupper():
+        endings = ("", "ia", "land", "stan", "o", "a") if name in ("capital", "continent") else ("",)
+        subject = subject.capitalize() + rng.choice(endings)
+    elif name in ("colour", "number"):
+        subject = f"{'a' if name == 'colour' else 'legs of a'} {subject}"
+    answer = f"I do not know {relation.unknown.format(s=subject)}."
+    return _asked(rng, relation, subject, split), answer, "do not know"
 
 
 def multiple_choice(rng: random.Random, split: Split) -> tuple[str, str]:

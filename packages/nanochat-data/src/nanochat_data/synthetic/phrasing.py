@@ -10,6 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
+from nanochat_data.messages import Message
+
 Split = Literal["train", "test"]
 T = TypeVar("T")
 
@@ -65,11 +67,11 @@ def generator(*labels: object) -> random.Random:
     return random.Random("/".join(map(str, labels)))
 
 
-def draw(make: Callable[[], T], split: Split) -> T:
-    """Draws until the item belongs to the split, by a hash of its text."""
+def draw(make: Callable[[], T], split: Split, *, key: Callable[[T], object] = lambda item: item) -> T:
+    """Draws until the item belongs to the split, by a hash of its key's text."""
     while True:
         item = make()
-        if (zlib.crc32(repr(item).encode()) % TEST_SHARE == 0) == (split == "test"):
+        if (zlib.crc32(repr(key(item)).encode()) % TEST_SHARE == 0) == (split == "test"):
             return item
 
 
@@ -85,3 +87,43 @@ def augment(rng: random.Random, question: str) -> str:
     if 0.1 < style < 0.3:
         question = question.rstrip("?.! ")
     return question
+
+
+def casual(rng: random.Random, text: str) -> str:
+    """The same text, often without the capital at its start or the sign at its end."""
+    if rng.random() < 0.2:
+        text = text[0].lower() + text[1:]
+    return text.rstrip("?.!") if rng.random() < 0.2 else text
+
+
+def made_up(rng: random.Random, num_syllables: tuple[int, int] = (1, 4)) -> str:
+    """A word of 3 to 14 letters that nobody knows."""
+    codas = table("words")["codas"]
+    while True:
+        syllables = (
+            rng.choice(words("onsets")) + rng.choice(words("nuclei")) + rng.choice(codas)
+            for _ in range(rng.randint(*num_syllables))
+        )
+        made = "".join(syllables)
+        if 3 <= len(made) <= 14:
+            return made
+
+
+def turn(question: str, answer: str) -> list[Message]:
+    """A question and its answer."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def calculation(question: str, expression: str, value: str) -> list[Message]:
+    """A turn in which the assistant asks its tool and says the result."""
+    return [
+        {"role": "user", "content": question},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "python", "text": expression},
+                {"type": "python_output", "text": value},
+                {"type": "text", "text": f"The answer is {value}."},
+            ],
+        },
+    ]

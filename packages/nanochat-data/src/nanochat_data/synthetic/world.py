@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from nanochat_data.messages import Conversation, Message
-from nanochat_data.synthetic import arithmetic, chats, facts, identity, letters, stories
-from nanochat_data.synthetic.phrasing import Split, augment, generator
-
-SKILLS = ("arithmetic", "two_steps", "letters", "spelling", "choice", "facts", "identity", "recall", "follow_up")
+from nanochat_data.synthetic import (
+    arithmetic,
+    facts,
+    follow_ups,
+    identity,
+    letters,
+    lookups,
+    recall,
+    story_problems,
+    tales,
+)
+from nanochat_data.synthetic.phrasing import Split, augment, calculation, casual, generator, turn
 
 MIXTURE = {
-    "arithmetic": 26,
-    "letters": 20,
-    "spelling": 3,
-    "choice": 22,
-    "facts": 8,
-    "identity": 15,
-    "recall": 3,
-    "follow_up": 3,
+    "symbolic": 14,
+    "worded": 10,
+    "stories": 9,
+    "follow_up": 7,
+    "letters": 16,
+    "spelling": 4,
+    "recall": 12,
+    "repeat": 4,
+    "facts": 7,
+    "identity": 8,
+    "off_topic": 9,
 }
-"""Conversations of a training set by skill, in percent; a part of the arithmetic has two steps."""
+"""Conversations of a training set by skill, in percent."""
+UNIONS = {
+    "arithmetic": ("symbolic", "worded", "stories"),
+    "copying": ("recall", "recall", "recall", "repeat"),
+}
+"""Skills that are several of the others, each as likely."""
+SKILLS = (*MIXTURE, *UNIONS, "long_stories", "choice")
+"""Stories of three actions and multiple choice are no part of the mixture."""
+NUMERIC = ("symbolic", "worded", "stories", "long_stories", "letters", "follow_up")
+DOCUMENTS = {"lookup": 30, "tale": 5, "facts": 8, "spelled": 12, "exchanges": 45}
+"""Pretraining texts by kind, in percent."""
 
 
 class Item(Conversation):
@@ -39,13 +62,17 @@ class TinyWorld:
         self.seed = seed
 
     def document(self, index: int, *, split: Split = "train") -> str:
-        """A pretraining text: stories, facts, and the skills as plain questions and answers."""
+        """A pretraining text: pairs to look up, tales, facts, spelled words, and the skills as plain questions and answers."""
         rng = generator(self.seed, "document", split, index)
-        kind = rng.random()
-        if kind < 0.3:
-            return stories.story(rng)
-        if kind < 0.45:
-            return " ".join(facts.statement(rng) for _ in range(4))
+        kind = rng.choices(tuple(DOCUMENTS), weights=tuple(DOCUMENTS.values()))[0]
+        if kind == "lookup":
+            return lookups.lookup(rng)
+        if kind == "spelled":
+            return letters.spelled(rng)
+        if kind == "tale":
+            return tales.tale(rng)
+        if kind == "facts":
+            return " ".join(facts.statement(rng) for _ in range(5))
         return "\n\n".join(_as_text(self._exchange(rng, split, None)) for _ in range(3))
 
     def conversation(self, index: int, *, split: Split = "train", skill: str | None = None) -> Item:
@@ -57,6 +84,7 @@ class TinyWorld:
     def _exchange(self, rng: random.Random, split: Split, skill: str | None) -> Item:
         if skill is None:
             skill = rng.choices(tuple(MIXTURE), weights=tuple(MIXTURE.values()))[0]
+        skill = rng.choice(UNIONS.get(skill, (skill,)))
         messages, answer = _MAKERS[skill](rng, split)
         return {"messages": messages, "skill": skill, "answer": answer}
 
@@ -64,68 +92,70 @@ class TinyWorld:
 def grade(skill: str, expected: str, completion: str) -> bool:
     """Whether a completion is right: the last number, the letter alone, or one of the expected words."""
     said = completion.strip()
-    if skill in ("arithmetic", "two_steps", "letters", "follow_up"):
-        numbers = re.findall(r"-?\d+(?:\.\d+)?", said.replace(",", ""))
+    if skill in NUMERIC or skill == "arithmetic":
+        numbers = re.findall(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", said.replace(",", ""))
         return bool(numbers) and float(numbers[-1]) == float(expected)
     if skill == "choice":
         return said.rstrip(".") == expected
     if skill == "spelling":
         return said.rstrip(".").lower() == expected.lower()
-    return any(re.search(rf"\b{re.escape(word)}\b", said.lower()) for word in expected.lower().split("|"))
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said.lower()) for word in expected.lower().split("|"))
 
 
 Made = tuple[list[Message], str]
 """Messages and the answer that grading looks for."""
 
 
-def _arithmetic(rng: random.Random, split: Split) -> Made:
-    return _calculation(rng, arithmetic.problem(rng, split))
+def _computed(make: Callable[[random.Random, Split], arithmetic.Problem]) -> Callable[[random.Random, Split], Made]:
+    """Questions that the tool answers."""
 
+    def made(rng: random.Random, split: Split) -> Made:
+        problem = make(rng, split)
+        return calculation(augment(rng, problem.question), problem.expression, problem.answer), problem.answer
 
-def _two_steps(rng: random.Random, split: Split) -> Made:
-    return _calculation(rng, arithmetic.two_steps(rng, split))
-
-
-def _calculation(rng: random.Random, problem: arithmetic.Problem) -> Made:
-    return chats.calculation(augment(rng, problem.question), problem.expression, problem.answer), problem.answer
-
-
-def _letters(rng: random.Random, split: Split) -> Made:
-    question, expression, count = letters.counting(rng, split)
-    return chats.calculation(augment(rng, question), expression, count), count
+    return made
 
 
 def _spelling(rng: random.Random, split: Split) -> Made:
     question, answer = letters.spelling(rng, split)
-    return chats.turn(augment(rng, question), answer), answer
+    return turn(augment(rng, question), answer), answer
 
 
 def _choice(rng: random.Random, split: Split) -> Made:
     turns = facts.choice_lesson(rng) if split == "train" else [facts.multiple_choice(rng, split)]
-    messages = [message for question, answer in turns for message in chats.turn(question, answer)]
+    messages = [message for question, answer in turns for message in turn(question, answer)]
     return messages, turns[-1][1].rstrip(".")
 
 
 def _facts(rng: random.Random, split: Split) -> Made:
-    question, value = facts.question(rng, split)
-    return chats.turn(augment(rng, question), f"{value[0].upper()}{value[1:]}."), value
+    question, answer, words = (facts.unknown if rng.random() < 0.3 else facts.question)(rng, split)
+    return turn(augment(rng, question), answer), words
 
 
 def _identity(rng: random.Random, split: Split) -> Made:
     question, answer, keywords = identity.exchange(rng, split)
-    return chats.turn(augment(rng, question) if rng.random() < 0.3 else question, answer), keywords
+    return turn(augment(rng, question) if rng.random() < 0.3 else casual(rng, question), answer), keywords
 
 
-_MAKERS = {
-    "arithmetic": _arithmetic,
-    "two_steps": _two_steps,
-    "letters": _letters,
+def _off_topic(rng: random.Random, split: Split) -> Made:
+    question, answer, keyword = identity.off_topic(rng, split)
+    return turn(augment(rng, question), answer), keyword
+
+
+_MAKERS: Mapping[str, Callable[[random.Random, Split], Made]] = {
+    "symbolic": _computed(arithmetic.symbolic),
+    "worded": _computed(arithmetic.worded),
+    "stories": _computed(story_problems.problem),
+    "long_stories": _computed(partial(story_problems.problem, num_actions=3)),
+    "follow_up": follow_ups.continued,
+    "letters": _computed(letters.counting),
     "spelling": _spelling,
+    "recall": recall.recall,
+    "repeat": recall.repeat,
     "choice": _choice,
     "facts": _facts,
     "identity": _identity,
-    "recall": chats.recall,
-    "follow_up": chats.continued_arithmetic,
+    "off_topic": _off_topic,
 }
 
 

@@ -50,7 +50,9 @@ TASKS: Mapping[str, TaskFactory] = {
     "spellingbee": lambda options: SpellingBee(options.split, words=load_words(options.words)),
     "tinyworld": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split),
     "tinyworld-arithmetic": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split, skill="arithmetic"),
-    "tinyworld-two-steps": lambda options: TinyWorldTask(size=TINYWORLD_SIZE, split=options.split, skill="two_steps"),
+    "tinyworld-long-stories": lambda options: TinyWorldTask(
+        size=TINYWORLD_SIZE, split=options.split, skill="long_stories"
+    ),
 }
 
 ENTRY = re.compile(r"(?P<name>.+?)(\[:(?P<limit>\d+)\])?(:(?P<times>\d+))?")

@@ -9,9 +9,9 @@ from nanochat_data.synthetic.phrasing import table, words
 KINDS = {"p": "places", "f": "feelings", "w": "weathers", "c": "colours", "a": "animals", "o": "objects", "t": "things"}
 
 
-def story(rng: random.Random) -> str:
+def tale(rng: random.Random) -> str:
     """A handful of sentences about the same few people and things."""
-    phrases = table("stories")
+    phrases = table("tales")
     n, m = rng.sample(words("names"), 2)
     values = {
         "n": n,
