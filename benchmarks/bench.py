@@ -60,7 +60,7 @@ class Checkout:
         words = ["uv", "run", "--no-sync", *shlex.split(command)]
         done = subprocess.run(words, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{command} in {self.root.name} failed: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(f"{command} in {self.root.name} failed: {(done.stderr or done.stdout).strip()[-500:]}")
         objects = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return [row for found in objects for row in flattened(found)]
 
@@ -114,6 +114,7 @@ def measure(
     """Versions, the machine's limits, and rows with each figure summed up over rounds; a yardstick takes turns with ours."""
     sides: dict[str, list[Row]] = {"ours": [], "yardstick": []}
     limits: list[Row] = []
+    lacking: set[str] = set()
     versions = {"python": platform.python_version(), "torch": version("torch")}
     for number in range(rounds):
         for command in commands:
@@ -121,8 +122,12 @@ def measure(
             limits += ours.rows(f"python -c {shlex.quote(LIMITS)}")
             sides["ours"] += (rows := ours.rows(command))
             versions |= {name: said for row in rows for name, said in row.get("versions", {}).items()}
-            if yardstick is not None:
-                sides["yardstick"] += yardstick.rows(command)
+            if yardstick is not None and command not in lacking:
+                try:
+                    sides["yardstick"] += yardstick.rows(command)
+                except RuntimeError as error:  # an older state may not have it
+                    print(f"bench: no ratio to the yardstick: {error}", file=sys.stderr)
+                    lacking.add(command)
     summed = {side: summed_up(benchmark, rows) for side, rows in sides.items()}
     for label, row in summed["ours"].items():
         for name, figure in row["figures"].items():

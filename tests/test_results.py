@@ -27,10 +27,14 @@ class Scripted(Checkout):
     def __init__(self, *rounds: list[dict[str, object]]) -> None:
         super().__init__(Path("scripted"))
         object.__setattr__(self, "left", list(rounds))
+        object.__setattr__(self, "asked", 0)
 
     def rows(self, command: str) -> list[dict[str, object]]:
         if "Limits" in command:
             return [{"float32_gflops": 140.0, "bfloat16_gflops": 2000.0, "read_gb_per_s": 25.0}]
+        object.__setattr__(self, "asked", self.asked + 1)
+        if not self.left:
+            raise RuntimeError(f"{command} failed: unknown")
         return self.left.pop(0)
 
 
@@ -55,6 +59,13 @@ def test_rounds_become_medians_with_spread_and_a_ratio_by_label():
     assert first["figures"]["mbu"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert second["figures"]["tok_per_s"] == {"median": 500, "low": 400, "high": 800}
     assert found["limits"]["bfloat16_gflops"] == {"median": 2000, "low": 2000, "high": 2000}
+
+
+def test_a_yardstick_without_the_command_gives_no_ratio_and_is_asked_once():
+    other = Scripted()
+    found = measure(SPEED, SPEED.quick, 2, Scripted([row(1, 100)], [row(1, 120)]), other)
+    assert found["rows"][0]["figures"] == {"tok_per_s": {"median": 110, "low": 100, "high": 120}}
+    assert other.asked == 1
 
 
 def test_a_table_has_labels_figures_spread_and_the_ratio():
