@@ -1,4 +1,4 @@
-"""Reinforcement learning from a model that was fine-tuned too little: pass@1 on held-out stories of three actions, a few seeds.
+"""Reinforcement learning from a model that was fine-tuned too little: pass@1 on held-out arithmetic, a few seeds.
 
 uv run quickstart                        # makes the base model
 uv run benchmarks/reinforcement.py --seeds 0 1 2
@@ -52,7 +52,7 @@ def fine_tune(num_steps: int) -> None:
         mixture="tinyworld",
         model_tag=TAG,
         num_iterations=num_steps,
-        init_lr_frac=0.09,
+        init_lr_frac=0.03,
         warmdown_ratio=0.2,
         eval_every=num_steps,
         device_type="cpu",
@@ -64,7 +64,7 @@ def fine_tune(num_steps: int) -> None:
 def reinforce(seed: int, num_steps: int, init_lr_frac: float) -> list[tuple[int, float]]:
     """Pass@1 by step."""
     settings = chat_rl.Settings(
-        task="tinyworld-long-stories",
+        task="tinyworld-arithmetic",
         model_tag=f"seed{seed}",
         num_iterations=num_steps,
         num_samples=8,

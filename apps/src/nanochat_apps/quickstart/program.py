@@ -67,6 +67,8 @@ class Quickstart:
         file = self.folder / "size.json"
         if file.exists():
             size = Size(**json.loads(file.read_text()))
+            if self.settings.minutes:
+                say("the sizes are those of the run that is there; --fresh chooses them anew")
         elif self.settings.minutes:
             size = sized(float(self.settings.minutes), step_s)
         file.write_text(json.dumps(asdict(size)))

@@ -29,7 +29,7 @@ RATE_BOOST = 10.0
 and copying, which everything else needs, would hardly begin."""
 SFT_LR_FRAC = 1.0 / RATE_BOOST
 """Of the boosted rates, which are not scaled by the batch here: about those that pretraining has."""
-RL_SKILLS = ("long_stories", "long_stories", "stories", "worded")
+RL_SKILLS = ("long_stories", "arithmetic")
 """Rewarded: stories of three actions, which fine-tuning leaves out, and what they should not make it forget."""
 WATCHED_PER_SKILL = 25
 TRIAL_STEPS = 4
@@ -134,7 +134,7 @@ class Stages:
             num_samples=8,
             device_batch_size=8,
             max_new_tokens=MAX_ANSWER_TOKENS,
-            init_lr_frac=0.1,
+            init_lr_frac=0.06,
             eval_every=max(steps // 3, 1),
             eval_examples=self.size.questions_per_skill,
             eval_samples=1,
