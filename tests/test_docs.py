@@ -1,6 +1,5 @@
 """The examples of the documents are run, those that need a GPU have their flags read, and links lead somewhere."""
 
-import importlib
 import json
 import os
 import pickle
@@ -10,15 +9,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import tiktoken
 import torch
 import yaml
-from nanochat_apps import cli
-from nanochat_apps.bundle import write_bundle
+from nanochat_apps import nanochat
+from nanochat_apps.interop.bundle import write_bundle
+from nanochat_apps.runtime import cli
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, save_model
@@ -94,16 +93,13 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if of_kind(page, "sh needs-gpu")], ids=name_of)
 def test_what_needs_a_gpu_has_flags_that_exist(page):
-    scripts = tomllib.loads((ROOT / "apps/pyproject.toml").read_text())["project"]["scripts"]
     for line in "".join(of_kind(page, "sh needs-gpu")).replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         assert words[:2] == ["uv", "run"], line
         words = words[2:]
         if words[0] == "torchrun":
-            words = words[words.index("-m") + 1 :]
-        module = scripts.get(words[0], f"{words[0]}:").partition(":")[0]
-        settings = importlib.import_module(module).Settings
-        cli.parse(settings, words[1:], prog=words[0], description="")
+            words = words[words.index("nanochat_apps") + 1 :]
+        cli.parse(nanochat.settings_of(words[0]), words[1:], prog=words[0], description="")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if of_kind(page, "sh in-ci")], ids=name_of)

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nanochat_apps import chat_rl, paths, rollouts
-from nanochat_apps.cli import UsageError
-from nanochat_apps.tasks import rewarding_task
+from nanochat_apps import chat_rl
+from nanochat_apps.adapters import rollouts
+from nanochat_apps.adapters.tasks import rewarding_task
+from nanochat_apps.runtime import paths
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_data.synthetic import TinyWorld
 from nanochat_engine import SamplingParams
 from nanochat_model import GPT, GPTConfig, load_model, save_model
@@ -168,7 +170,7 @@ def test_the_trial_step_of_rl_has_rows_as_long_as_the_context(chat_model, monkey
 @pytest.mark.parametrize(
     ("task", "complaint"),
     [
-        ("nowhere.py:Task", "no such file"),
+        ("nowhere.py:Task", "the file does not exist"),
         ("{own}:Missing", "must be a nanochat_data.Task"),
         ("{own}:broken", "must be a nanochat_data.Task"),
         ("{own}.jsonl", "no grader"),

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from nanochat_apps import data_stats, download_data, paths
-from nanochat_apps.cli import UsageError
+from nanochat_apps import data_stats, download_data
+from nanochat_apps.runtime import paths
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_tokenizer.testing import byte_tokenizer
 
 
@@ -44,8 +45,10 @@ def test_text_is_measured_by_its_splits(files, tmp_path, capsys):
     folder.mkdir()
     for name, texts in (("train", ["once", "twice", "once"]), ("val", ["once"]), ("test", ["twice"])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data_stats.show(data_stats.Settings(data=folder))
+    data_stats.show(data_stats.Settings(data=folder, max_seq_len=7))
     said = capsys.readouterr().out
+    # Of 6, 5 and 5 with their BOS: 6 + 2, 5 + 3, 2, for what a cut leaves is behind a BOS of its own.
+    assert "longest 6, 0.0% over 7; packed sequences 75% full" in said
     assert "2 of 3 items of train are in val too" in said
     assert "1 of 1 items of val are in train too" in said
     assert "1 of 1 items of test are in train too" in said
@@ -63,7 +66,9 @@ def test_nothing_to_measure_is_a_wrong_usage(files):
 
 def test_the_core_bundle_is_fetched_to_its_place(files, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("nanochat_data.download_core_bundle", lambda folder: asked.append(folder) or ["a task"])
+    monkeypatch.setattr(
+        "nanochat_apps.download_data.download_core_bundle", lambda folder: asked.append(folder) or ["a task"]
+    )
     assert download_data.download(download_data.Settings(core=True)) == 0
     assert asked == [paths.core_bundle()]
     assert f"base-eval --core {paths.core_bundle()}" in capsys.readouterr().out

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
-from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train, training_model
-from nanochat_apps.cli import UsageError
+from nanochat_apps import base_eval, base_train, chat_sft, tok_eval, tok_train
 from nanochat_apps.quickstart import program, report
+from nanochat_apps.runtime import paths, training_model
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_data import ConversationLoader
 from nanochat_data.synthetic import TinyWorld
-from nanochat_model import load_model
+from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer
 from nanochat_tokenizer.testing import byte_tokenizer
 from nanochat_train import JsonlLogger, checkpoints, list_steps, load_meta, read_metrics
@@ -251,6 +252,37 @@ def test_text_is_tokenized_once_for_training_and_validation_and_repetition_is_an
     base_train.train(settings(trained_on, model_tag="again", num_iterations=3))
 
 
+def test_documents_of_a_row_are_masked_by_flag(trained_on, tmp_path, monkeypatch):
+    """In training and validation, of base models and of chat models; a run keeps to it, and base-eval does as the run did."""
+    bos_id = Tokenizer.load(paths.tokenizer_dir()).bos_id
+    masked, loss = set(), GPT.loss
+
+    def recorded(model, token_ids, targets, document_ids=None, **options):
+        masked.add((torch.is_grad_enabled(), document_ids is not None))
+        if document_ids is not None:
+            assert torch.equal(document_ids.diff(dim=1) == 1, token_ids[:, 1:] == bos_id)
+        return loss(model, token_ids, targets, document_ids=document_ids, **options)
+
+    def seen_in(train, **options):
+        masked.clear()
+        assert train(**options) == 0
+        return set(masked)
+
+    monkeypatch.setattr(GPT, "loss", recorded)
+    on_cpu = {"device_type": "cpu", "dtype": "float32"}
+    base = settings(trained_on, model_tag="masked", document_mask=True, num_iterations=2)
+    assert seen_in(base_train.train, settings=base) == {(True, True), (False, True)}
+    measured = base_eval.Settings(data=trained_on, model_tag="masked", split_tokens=500, num_samples=0, **on_cpu)
+    assert seen_in(base_eval.evaluate, settings=measured) == {(False, True)}
+    assert seen_in(base_eval.evaluate, settings=replace(measured, model_tag="tiny")) == {(False, False)}
+    with pytest.raises(UsageError, match="document_mask was True, is now False"):
+        base_train.train(replace(base, document_mask=False))
+    chats = {"mixture": str(tmp_path / "chats.jsonl"), "model_tag": "masked", "num_iterations": 2, "compile": "off"}
+    for wanted in (False, True):
+        tuned = chat_sft.Settings(**chats, document_mask=wanted, overwrite=True, **on_cpu)
+        assert seen_in(chat_sft.train, settings=tuned) == {(True, wanted), (False, wanted)}
+
+
 def test_what_is_held_out_of_a_mixture_is_not_trained_on(trained_on, tmp_path, monkeypatch):
     """Over four repetitions, with the texts that are rendered for training and for validation."""
     seen: dict[int | None, set[str]] = {}
@@ -260,7 +292,7 @@ def test_what_is_held_out_of_a_mixture_is_not_trained_on(trained_on, tmp_path, m
             seen.setdefault(self.num_epochs, set()).add(json.dumps(self.task[index]))
             return super()._rendered(index)
 
-    monkeypatch.setattr("nanochat_data.ConversationLoader", Recording)
+    monkeypatch.setattr("nanochat_apps.chat_sft.ConversationLoader", Recording)
     mixture = f"{tmp_path / 'chats.jsonl'}:4"
     options = {"num_iterations": 60, "device_type": "cpu", "dtype": "float32", "compile": "off"}
     assert chat_sft.train(chat_sft.Settings(mixture=mixture, **options)) == 0
@@ -294,7 +326,7 @@ def test_the_rows_of_a_micro_batch_are_found_saved_and_taken_again(corpus, monke
     last = paths.find_checkpoint("base", "tiny")
     assert load_meta(last)["device_batch_size"] == 4
     shutil.rmtree(last)
-    monkeypatch.setattr("nanochat_apps.training.rows_that_fit", lambda *_, **__: pytest.fail("found already"))
+    monkeypatch.setattr("nanochat_apps.runtime.training.rows_that_fit", lambda *_, **__: pytest.fail("found already"))
     base_train.train(found)
     assert load_meta(paths.find_checkpoint("base", "tiny"))["device_batch_size"] == 4
 
@@ -364,14 +396,14 @@ def test_saving_comes_before_evaluating(corpus, monkeypatch):
             raise RuntimeError("an evaluation failed")
         return SimpleNamespace(bpb=1.0)
 
-    monkeypatch.setattr("nanochat_train.bits_per_byte", fails)
+    monkeypatch.setattr("nanochat_apps.adapters.base_evals.bits_per_byte", fails)
     for fail_at, saved in ((2, [3]), (3, [3, 6])):
         calls.clear()
         with pytest.raises(RuntimeError, match="an evaluation failed"):
             base_train.train(settings(corpus, save_every=3, overwrite=True))
         assert list_steps(root) == saved
         assert calls[0] == [] or fail_at == 3, "the first is at step 0"
-    monkeypatch.setattr("nanochat_train.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=2.0))
+    monkeypatch.setattr("nanochat_apps.adapters.base_evals.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=2.0))
     base_train.train(settings(corpus, save_every=3))
     assert load_meta(root / "step_000006")["scores"]["val_bpb"] == 2.0, "the same command evaluates what is there"
 
@@ -423,7 +455,9 @@ def test_fine_tuning_is_evaluated_on_test_splits_and_chatcores_tasks_by_flag(tra
 
 def test_the_best_checkpoint_is_kept_beside_the_last(corpus, monkeypatch):
     scores = iter([9.0, 1.0, 3.0, 2.5, 2.0, 2.0])
-    monkeypatch.setattr("nanochat_train.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=next(scores)))
+    monkeypatch.setattr(
+        "nanochat_apps.adapters.base_evals.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=next(scores))
+    )
     base_train.train(settings(corpus, num_iterations=5, eval_every=1, save_every=1, keep=1))
     assert list_steps(paths.checkpoints_root("base") / "tiny") == [1, 5]
 

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import re
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow
@@ -9,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat_data import GSM8K, CustomJSON, documents, open_text_source
+from nanochat_data import GSM8K, CustomJSON, documents, files, open_text_source
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:
@@ -55,6 +58,51 @@ def test_cutting_a_text_loses_no_byte(tmp_path):
     assert texts_of(tmp_path / "t.txt", split_on=" ") == [" \n#", " a\n# ", " \n#", " b\n# "]
 
 
+def cut_whole(text: str, pattern: str) -> list[str]:
+    """As of a text that is read at once."""
+    pieces: list[str] = []
+    for start, end in pairwise([0, *(match.start() for match in re.finditer(pattern, text, re.MULTILINE)), len(text)]):
+        if pieces and (not pieces[-1].strip() or not text[start:end].strip()):
+            pieces[-1] += text[start:end]
+        else:
+            pieces.append(text[start:end])
+    return [piece for piece in pieces if piece.strip()]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(st.sampled_from(["a", "#", "\n", " ", "é", "\r", "🙂"]), max_size=200),
+    pattern=st.sampled_from([r"^# ", "#", r"(?<=\n)\n", r"^a?", r"\n{1,3}#", r"(?=#{1,3}a)", r"a$", r"\A ", r"\Z"]),
+    block=st.integers(1, 30),
+)
+def test_a_text_read_in_blocks_is_cut_as_one_read_at_once(tmp_path_factory, text, pattern, block):
+    path = tmp_path_factory.mktemp("text") / "t.txt"
+    path.write_bytes(("b" + text).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "BLOCK_BYTES", block)
+        patch.setattr(files, "REACH", 8)
+        assert texts_of(path, split_on=pattern) == cut_whole("b" + text, pattern)
+
+
+@pytest.mark.parametrize("split_on", [None, "^# ", "^never"])
+def test_a_text_is_read_in_bounded_memory(tmp_path, monkeypatch, split_on):
+    for name, value in (("BLOCK_BYTES", 1 << 14), ("LONGEST_DOCUMENT", 1 << 16), ("REACH", 1 << 10)):
+        monkeypatch.setattr(files, name, value)
+    lines = [f"{'# ' if i % 100 == 0 else ''}line {i}" for i in range(300_000)]
+    (tmp_path / "t.txt").write_text("\n".join(lines))
+    tracemalloc.start()
+    counts = [(document.count("\n"), len(document)) for document in files.read_txt(tmp_path / "t.txt", split_on)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(newlines for newlines, _ in counts) == 299_999
+    assert sum(length for _, length in counts) == (tmp_path / "t.txt").stat().st_size
+    assert peak < 1 << 20
+    if split_on == "^# ":
+        assert {newlines for newlines, _ in counts} == {99, 100}
+    else:
+        assert all((1 << 16) - 20 < length <= 1 << 16 for _, length in counts[:-1]), "cut after a line"
+
+
 def test_a_cap_cuts_documents_but_no_text_that_is_one(tmp_path):
     (tmp_path / "t.txt").write_text("# abc# def")
     write_jsonl(tmp_path / "t.jsonl", ["abcdef"])
@@ -86,9 +134,9 @@ SPLITS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "train", "val", "test"), SPLITS)
-def test_names_say_the_split(tmp_path, files, train, val, test):
-    for name in files.split():
+@pytest.mark.parametrize(("names", "train", "val", "test"), SPLITS)
+def test_names_say_the_split(tmp_path, names, train, val, test):
+    for name in names.split():
         write_jsonl(tmp_path / f"{name}.jsonl", [name])
     assert texts_of(tmp_path, "train") == train.split()
     assert texts_of(tmp_path, "val") == val.split()
@@ -117,9 +165,9 @@ AMBIGUOUS = [
 ]
 
 
-@pytest.mark.parametrize(("files", "complaint"), AMBIGUOUS)
-def test_what_is_ambiguous_or_partial_is_refused(tmp_path, files, complaint):
-    for name in files.split():
+@pytest.mark.parametrize(("names", "complaint"), AMBIGUOUS)
+def test_what_is_ambiguous_or_partial_is_refused(tmp_path, names, complaint):
+    for name in names.split():
         write_jsonl(tmp_path / f"{name}.jsonl", [name])
     with pytest.raises(ValueError, match=r"jsonl|train") as caught:
         open_text_source(tmp_path, split="train")
@@ -152,6 +200,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     bad = pyarrow.array([b"na\xefve"]).cast(pyarrow.string(), safe=False)
     pyarrow.parquet.write_table(pyarrow.table({"text": bad}), folder / "bytes.parquet")
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (folder / "late.txt").write_bytes(b"ab\n" * (1 << 19) + b"\xe2\x82")
     (folder / "line.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "field.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
     (folder / "half.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n')
@@ -168,6 +217,7 @@ def broken_files(folder: Path) -> dict[str, str]:
         "numbers.parquet": "holds other things than text (int64)",
         "bytes.parquet": "holds text that is not UTF-8",
         "latin.txt": "line 1 is not UTF-8 (byte 2)",
+        "late.txt": f"line {2**19 + 1} is not UTF-8 (byte {3 * 2**19})",
         "short.jsonl.gz": "cannot be read",
         "bent.jsonl.gz": "cannot be read",
         "short.jsonl.zst": "cannot be read",

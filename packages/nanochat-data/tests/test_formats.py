@@ -153,4 +153,6 @@ def test_statistics_count_lengths_repetitions_shared_items_and_faults(tmp_path):
     assert found.fill(9) == pytest.approx(31 / 40)
     assert Statistics.of(["a"] * 8, lambda _: 5).fill(9) == 1.0
     assert Statistics.of(["a", ValueError("no")], lambda _: 50).fill(9) == 1.0, "what is longer is cut"
+    # Two documents of 7 in rows of 10: the second fills the first row, and its 4 left are behind a BOS of their own.
+    assert Statistics.of("ab", lambda _: 7).fill(9, cut=True) == pytest.approx(15 / 20)
     assert np.all(Statistics.of([ValueError("no")], len).lengths == [])

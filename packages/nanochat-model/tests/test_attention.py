@@ -121,21 +121,32 @@ def torchs_own(q, k, v, window):
     return y.transpose(1, 2)
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_documents_of_a_packed_sequence_do_not_see_each_other(native, request):
-    if native:
+@pytest.mark.parametrize("way", ["eager", "native", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_packed_sequence_has_the_loss_and_the_gradients_of_its_documents_alone(way, request):
+    if way != "eager":
         request.getfixturevalue("kernel")
-    model = GPT(GPTConfig(sequence_len=64, vocab_size=50, n_layer=3, n_head=2, n_kv_head=1, n_embd=64))
+    config = GPTConfig(
+        sequence_len=64, vocab_size=50, n_layer=3, n_head=2, n_kv_head=1, n_embd=64, window_pattern="SSL"
+    )
+    model = GPT(config)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    ids = torch.randint(0, 50, (1, 40), generator=generator)
-    targets = torch.randint(0, 50, (1, 40), generator=generator)
-    documents = torch.arange(40)[None] // 17
-    packed = model.loss(ids, targets, document_ids=documents, reduction="none")
-    apart = [model.loss(ids[documents == i][None], targets[documents == i][None], reduction="none") for i in range(3)]
-    torch.testing.assert_close(packed, torch.cat(apart, dim=1), rtol=1e-4, atol=1e-5)
+    ids, targets = (torch.randint(0, 50, (2, 64), generator=generator) for _ in range(2))
+    documents = torch.tensor([17, 1, 46, 30, 34]).repeat_interleave(torch.tensor([17, 1, 46, 30, 34])).view(2, 64)
+    loss = torch.compile(model.loss, dynamic=False) if way == "compiled" else model.loss
+
+    def gradients_of(total):
+        return [total.detach(), *torch.autograd.grad(total, list(model.parameters()))]
+
+    packed = gradients_of(loss(ids, targets, document_ids=documents, reduction="sum"))
+    apart = [(ids[documents == i][None], targets[documents == i][None]) for i in documents.unique()]
+    alone = gradients_of(torch.stack([model.loss(*document, reduction="sum") for document in apart]).sum())
+    together = gradients_of(model.loss(ids, targets, reduction="sum"))
+    for ours, theirs in zip(packed, alone, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, theirs.abs().max())
+    assert (together[0] - alone[0]).abs() > 1e-3 * alone[0], "without the mask it would be another loss"
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

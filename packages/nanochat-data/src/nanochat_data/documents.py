@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from nanochat_data.files import SUFFIX, SUFFIXES, line_number, open_binary, read_json_lines, refuse_partial
+from nanochat_data.files import SUFFIX, SUFFIXES, line_number, read_json_lines, read_txt, refuse_partial
 from nanochat_data.parquet import read_column, row_group_bytes
 
 Split = Literal["train", "val", "test"]
@@ -78,9 +78,9 @@ class TextSource:
             yield tuple(unit)
 
     def read(self, unit: Unit, *, doc_cap: int | None = None) -> Iterator[str]:
-        """A unit's documents in their order, without blank ones, in bounded memory for all but .txt files.
+        """A unit's documents in their order, without blank ones, in bounded memory.
 
-        `doc_cap` cuts documents to so many characters, but a .txt file that is one document.
+        `doc_cap` cuts documents to so many characters, but not a .txt file that no `split_on` cuts.
         """
         documents = (d for span in unit for d in self._documents(span, doc_cap) if d and not d.isspace())
         if self.share == "all":
@@ -113,7 +113,7 @@ class TextSource:
         elif kind.startswith("jsonl"):
             documents = _read_jsonl(path, self.text_field, span.start, span.stop if kind == "jsonl" else None)
         else:
-            documents = _read_txt(path, self.split_on)
+            documents = read_txt(path, self.split_on)
             doc_cap = None if self.split_on is None else doc_cap
         return documents if doc_cap is None else (document[:doc_cap] for document in documents)
 
@@ -126,7 +126,7 @@ def open_text_source(
     Files are of the split that a word in their names, or their folders' names, says: `train*`, `val*` or `validation*`,
     `test*`; where none says train, those without such a word are training. Without files for validation, the last of several
     training files is it, or every 50th document of a single one. `split_on` is a regular expression before whose matches a
-    .txt file is cut into documents. Raises `ValueError` naming what is missing, ambiguous or has no documents.
+    .txt file is cut into documents; see `read_txt`. Raises `ValueError` naming what is missing, ambiguous or has no documents.
     """
     root = Path(path)
     by_split = files_by_split(root)
@@ -225,27 +225,3 @@ def _read_jsonl(path: Path, text_field: str, start: int, stop: int | None) -> It
         elif text is not None:
             line = line_number(path, start, number)
             raise ValueError(f"{path}, line {line} has no string in the field {text_field!r}")
-
-
-def _read_txt(path: Path, split_on: str | None) -> list[str]:
-    try:
-        with open_binary(path) as file:
-            text = file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {error.start})") from None
-    except (EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-    if split_on is None:
-        return [text]
-    try:
-        starts = [match.start() for match in re.finditer(split_on, text, flags=re.MULTILINE)]
-    except re.error as error:
-        raise ValueError(f"split_on={split_on!r} is not a regular expression ({error})") from None
-    documents: list[str] = []
-    for start, end in pairwise([0, *starts, len(text)]):
-        if documents and (not documents[-1].strip() or not text[start:end].strip()):
-            documents[-1] += text[start:end]  # white space alone is no document, and no byte of it is lost
-        else:
-            documents.append(text[start:end])
-    return documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -16,6 +17,15 @@ SUFFIXES = ".parquet, .jsonl, .txt (also .gz, .zst)"
 
 PART_OF = re.compile(r"(.*?)(\d{3,})-of-(\d{3,})")
 """How the hub numbers the files of a split: train-00003-of-00012.parquet."""
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of a .txt file that are read at a time."""
+
+LONGEST_DOCUMENT = 1 << 24
+"""Characters of a document of a .txt file, about; training cuts documents to its rows anyway."""
+
+REACH = 1 << 16
+"""Characters around the place where a text is cut that the regular expression may look at."""
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -76,6 +86,69 @@ def _parsed(line: bytes, path: Path, start: int, number: int) -> object:
     except ValueError as error:
         problem = f"is not JSON ({error})"
     raise ValueError(f"{path}, line {line_number(path, start, number)} {problem}")
+
+
+def read_txt(path: Path, split_on: str | None = None) -> Iterator[str]:
+    """The documents of a .txt file, together all of it, in bounded memory: cut before each match of a regular expression.
+
+    White space alone is no document, but part of the one beside it. What has no match for more than `LONGEST_DOCUMENT`
+    characters is cut after the last line before. Raises `ValueError` naming the file, and the line where it is not UTF-8.
+    """
+    document = ""
+    for piece in _pieces(path, split_on):
+        if not document or document.isspace() or piece.isspace():
+            document += piece
+        else:
+            yield document
+            document = piece
+    if document:
+        yield document
+
+
+def _pieces(path: Path, split_on: str | None) -> Iterator[str]:
+    try:
+        pattern = None if split_on is None else re.compile(split_on, flags=re.MULTILINE)
+    except re.error as error:
+        raise ValueError(f"split_on={split_on!r} is not a regular expression ({error})") from None
+    text, start, searched = "", 0, 0  # of the text that is held: where its piece begins, and where the next match may
+    for block, is_last in _text_blocks(path):
+        dropped = max(0, start - REACH)
+        text, start, searched = text[dropped:] + block, start - dropped, searched - dropped
+        known = len(text) if is_last else len(text) - REACH
+        for match in pattern.finditer(text, searched) if pattern is not None else ():
+            if match.end() > known:
+                searched = match.start()
+                break
+            if match.start() > start:
+                yield text[start : match.start()]
+            start, searched = match.start(), match.end()
+        else:
+            searched = max(searched, known)
+        while len(text) - start > LONGEST_DOCUMENT and not is_last:
+            end = text.rfind("\n", start, start + LONGEST_DOCUMENT) + 1 or start + LONGEST_DOCUMENT
+            yield text[start:end]
+            start, searched = end, max(searched, end)
+    if text[start:]:
+        yield text[start:]
+
+
+def _text_blocks(path: Path) -> Iterator[tuple[str, bool]]:
+    """The text of a file a block at a time, and whether it is the last one."""
+    decoder, num_bytes, newlines = codecs.getincrementaldecoder("utf-8")(), 0, 0
+    try:
+        with open_binary(path) as file:
+            is_last = False
+            while not is_last:
+                block = file.read(BLOCK_BYTES)
+                is_last, num_bytes = not block, num_bytes + len(block)
+                text = decoder.decode(block, final=is_last)
+                newlines += text.count("\n")
+                yield text, is_last
+    except UnicodeDecodeError as error:
+        line, position = newlines + error.object.count(b"\n", 0, error.start) + 1, num_bytes - len(error.object)
+        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {position + error.start})") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
 
 
 def refuse_partial(paths: Iterable[Path]) -> None:

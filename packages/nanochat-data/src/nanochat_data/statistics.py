@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nanochat_data.conversations import ConversationLoader
 from nanochat_data.files import open_binary
 from nanochat_data.messages import Conversation, as_messages
+from nanochat_data.packing import pack_best_fit
 from nanochat_data.tasks.registry import TaskOptions, make_task
 
 
@@ -54,8 +55,11 @@ class Statistics:
         others = set(other.digests)
         return sum(digest in others for digest in self.digests)
 
-    def fill(self, sequence_len: int) -> float:
-        """Share of the packed sequences of fine-tuning that is no padding, 0 to 1."""
+    def fill(self, sequence_len: int, *, cut: bool = False) -> float:
+        """Share of packed sequences that is no padding, 0 to 1: conversations whole, as in fine-tuning, or cut as text is."""
+        if cut:
+            packing = pack_best_fit(self.lengths, sequence_len + 1, leftover="cut")
+            return sum(packing.lengths) / (max(len(packing.rows), 1) * (sequence_len + 1))
         lengths = np.minimum(self.lengths, sequence_len + 1).tolist()
         rows = ConversationLoader(
             lengths, lambda length: ([0] * length, [1] * length), pad_id=0, batch_size=1, sequence_len=sequence_len

@@ -25,7 +25,7 @@ from nanochat_data.documents import TextSource
 from nanochat_data.hashes import FileHashes, hash_file, stamp
 from nanochat_data.protocols import TextEncoder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 SHARD_CHARS = 1 << 25
 """Characters of a shard at most, but for one document that is longer; a usual unit has fewer and is one shard."""

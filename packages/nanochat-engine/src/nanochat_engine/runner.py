@@ -21,6 +21,7 @@ from nanochat_engine.sampling import (
     Logprobs,
     SamplingParams,
     adjust_logits,
+    constrain_logits,
     sample,
     settings_tensor,
     take_logprobs,
@@ -72,29 +73,34 @@ class CachedRunner:
             self._steps.close()
 
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
-        """One token for each chunk by a compiled or captured step."""
+        """One token for each chunk by a compiled or captured step, which samples it too where it can."""
         padding = step.num_rows - len(chunks)
-        params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
-        simple = len(params) == len(chunks) and all(own.is_simple for own in params)
+        inputs = torch.tensor(
+            [
+                [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+                [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
+                [chunk.start for chunk in chunks] + [0] * padding,
+                [chunk.previous_id for chunk in chunks] + [-1] * padding,
+            ]
+        )
+        simple = {i: chunk.draw.params for i, chunk in enumerate(chunks) if chunk.draw and _is_simple(chunk)}
+        uniforms = [_uniform(chunk) if i in simple else 0.0 for i, chunk in enumerate(chunks)] + [0.0] * padding
         try:
-            inputs = torch.tensor(
-                [
-                    [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
-                    [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
-                    [chunk.start for chunk in chunks] + [0] * padding,
-                    [chunk.previous_id for chunk in chunks] + [-1] * padding,
-                ]
-            )
-            uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
-            padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
-            tokens, logits = step.call(
-                inputs, settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
-            )
+            params = [simple.get(i, _GREEDY) for i in range(step.num_rows)]
+            tokens, logits = step.call(inputs, settings_tensor(params, uniforms))
+            results = [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
-        if simple and not any(chunk.num_scored for chunk in chunks):
-            return [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
-        return sample_chunks(chunks, logits[: len(chunks)].repeat_interleave(_num_logits(chunks, logits.device), dim=0))
+        places = {chunk.row: i for i, chunk in enumerate(chunks) if i not in simple}
+
+        def wanted(some: Sequence[Chunk]) -> Tensor:
+            rows = [places[chunk.row] for chunk in some for _ in wanted_positions(chunk)]
+            return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+
+        others = [chunks[i] for i in places.values()]
+        for i, result in zip(places.values(), _compute(wanted, others) if others else [], strict=True):
+            results[i] = result
+        return results
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
@@ -220,6 +226,9 @@ def _draw(chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor) -> di
                 for row, draw in zip(rows, draws, strict=True)
             ]
         )
+    if any(draw.constraint is not None for draw in draws):
+        masks = [None if draw.constraint is None else draw.constraint.allowed() for draw in draws]
+        rows = constrain_logits(rows, masks)
     tokens = sample(rows, [draw.params for draw in draws], [_uniform(chunks[index]) for index in indices]).tolist()
     asked = [i for i, draw in enumerate(draws) if draw.params.logprobs is not None]
     logprobs: dict[int, Logprobs] = {}
@@ -239,8 +248,9 @@ def _score(chunk: Chunk, logits: Tensor, place: int) -> list[Logprobs]:
     return take_logprobs(logits[place : place + chunk.num_scored], targets, [chunk.num_top] * chunk.num_scored)
 
 
-def _num_logits(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
-    return torch.tensor([len(wanted_positions(chunk)) for chunk in chunks], device=device)
+def _is_simple(chunk: Chunk) -> bool:
+    """Whether a fast step's own sampling is all that it needs."""
+    return chunk.draw is not None and chunk.draw.params.is_simple and not chunk.num_scored
 
 
 def _uniform(chunk: Chunk) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
-    """Defaults of requests, limits on them, and who is let in."""
+    """Defaults of requests, limits on them, and admission control."""
 
     temperature: float = 0.8
     top_k: int = 50
@@ -65,4 +65,4 @@ class ServerSettings:
     log_conversations: bool = False
     """Whether what is asked and answered goes to the log."""
     model_name: str = "nanochat"
-    """What the OpenAI endpoints call the model."""
+    """What the OpenAI endpoints call the model; of several, the one for requests that name none of them."""

@@ -21,6 +21,24 @@ POLAR_EXPRESS_COEFFICIENTS = (
 TINY = 1e-10
 
 
+def step_(
+    weights: Tensor,
+    grads: Tensor,
+    momentum_buffer: Tensor,
+    second_moment: Tensor,
+    momentum: Tensor | float,
+    lr: Tensor | float,
+    weight_decay: Tensor | float,
+    beta2: Tensor | float,
+    *,
+    num_iterations: int,
+    dtype: torch.dtype,
+) -> None:
+    """Steps weights (N, m, n) in place given their gradients, orthogonalising in `dtype`; both buffers are updated too."""
+    x = orthogonalise(direction_(grads, momentum_buffer, momentum, dtype=dtype), num_iterations)
+    update_(weights, x, second_moment, lr=lr, weight_decay=weight_decay, beta2=beta2)
+
+
 def direction_(grads: Tensor, momentum_buffer: Tensor, momentum: Tensor | float, *, dtype: torch.dtype) -> Tensor:
     """What is to be orthogonalised for gradients (N, m, n), in `dtype`, its spectral norms below 1; wide: (N, n, m) if m > n.
 
@@ -36,13 +54,22 @@ def direction_(grads: Tensor, momentum_buffer: Tensor, momentum: Tensor | float,
     return x.mT.contiguous() if x.size(-2) > x.size(-1) else x
 
 
-def orthogonalise(x: Tensor, *, steps: int) -> Tensor:
-    """Near the nearest orthogonal matrices to (N, m, n), m <= n, up to a factor for each matrix."""
-    for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:steps]:
+@torch.library.custom_op("nanochat_train::orthogonalise", mutates_args=())
+def orthogonalise(x: Tensor, num_iterations: int) -> Tensor:
+    """Near the nearest orthogonal matrices to (N, m, n), m <= n, up to a factor for each matrix.
+
+    One operation to a compiler, which has nothing to win in its products.
+    """
+    for a, b, c in POLAR_EXPRESS_COEFFICIENTS[:num_iterations]:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
+
+
+@orthogonalise.register_fake
+def _(x: Tensor, _num_iterations: int) -> Tensor:
+    return torch.empty_like(x)
 
 
 def update_(

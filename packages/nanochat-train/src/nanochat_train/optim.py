@@ -79,10 +79,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self.grad_norm = torch.zeros(())
         """Euclidean norm of all gradients together, as they were last reduced."""
         self.compiled = compiled
-        self._kernels: tuple[Callable[..., Any], ...] = (adamw_, muon.direction_, muon.update_)
+        self._kernels: tuple[Callable[..., Any], ...] = (adamw_, muon.step_)
         self._compiled_kernels: tuple[Callable[..., Any], ...] = ()
         if compiled:
-            kernel: Callable[..., Any] = partial(torch.compile, dynamic=True)
+            kernel: Callable[..., Any] = partial(torch.compile, dynamic=False)
             self._compiled_kernels = tuple(map(kernel, self._kernels))
         self._banks: list[Bank] = []
         self._reduced = False
@@ -203,21 +203,20 @@ class MuonAdamW(torch.optim.Optimizer):
         """Steps `bank.mine` in place, given its gradients."""
         group, state = bank.group, self._state(bank)
         compiled = self.compiled and bank.mine.numel() >= SMALLEST_COMPILED
-        step_adamw_, direction_, update_ = self._compiled_kernels if compiled else self._kernels
+        step_adamw_, step_muon_ = self._compiled_kernels if compiled else self._kernels
 
         def scalar(value: float) -> Tensor | float:
             """A number that changes from step to step; to a compiler a tensor, lest it compile each value anew."""
             return torch.tensor(value, dtype=torch.float32) if compiled else value
 
         if bank.is_muon:
-            x = direction_(grads, state["momentum_buffer"], scalar(group["momentum"]), dtype=self.compute_dtype)
-            update_(
-                bank.mine,
-                muon.orthogonalise(x, steps=group["steps"]),
-                state["second_moment"],
-                lr=scalar(group["lr"] * muon.shape_factor(*bank.mine.shape[-2:])),
-                weight_decay=scalar(group["weight_decay"]),
-                beta2=scalar(group["beta2"]),
+            rate = group["lr"] * muon.shape_factor(*bank.mine.shape[-2:])
+            scheduled = (group["momentum"], rate, group["weight_decay"], group["beta2"])
+            step_muon_(
+                *(bank.mine, grads, state["momentum_buffer"], state["second_moment"]),
+                *map(scalar, scheduled),
+                num_iterations=group["steps"],
+                dtype=self.compute_dtype,
             )
             return
         state["step"] += 1
