@@ -90,7 +90,7 @@ CATALOG = {
     ),
     "loading": Benchmark(
         title="Text to token shards to batches, tokens per second",
-        quick=("python benchmarks/loading.py building --megabytes 16", "python benchmarks/loading.py reading"),
+        quick=("python benchmarks/loading.py building --megabytes 64", "python benchmarks/loading.py reading"),
         labels=("what",),
         columns={"tok_per_cpu_s": "per second of CPU", "tok_per_s": "per second of the clock", "share": "share"},
     ),

@@ -2,7 +2,7 @@
 
     uv run python scripts/release.py check
     uv run python scripts/release.py api nanochat-model            # after changing a public name and noting it in CHANGELOG.md
-    uv run python scripts/release.py bump nanochat-model minor
+    uv run python scripts/release.py bump nanochat-model minor      # or all, which then need each other's new versions
     uv run python scripts/release.py urls https://host/owner/repo  # the base of every URL in the packages' metadata
 
 A release of a package is a commit with the tag <package>-v<version>.
@@ -176,8 +176,11 @@ def record_api(package: Package, *, first: bool) -> None:
     package.api_file.write_text("\n".join(after) + "\n", encoding="utf-8")
 
 
-def bump(package: Package, part: str) -> None:
-    """A new version: pyproject.toml, changelog, the ranges of siblings that would leave it out, the lock."""
+def bump(package: Package, part: str, *, with_siblings: bool = False) -> None:
+    """A new version: pyproject.toml, changelog, the ranges of siblings that would leave it out, the lock.
+
+    A sibling keeps its oldest allowed version, unless it is released with the package and may need what is new.
+    """
     numbers = list(package.version.release)
     index = ("major", "minor", "patch").index(part)
     numbers[index:] = [numbers[index] + 1, *(0 for _ in numbers[index + 1 :])]
@@ -190,16 +193,15 @@ def bump(package: Package, part: str) -> None:
     for other in packages():
         for sibling in other.siblings():
             if sibling.name == package.name and new not in sibling.specifier:
-                lowest = next(s.version for s in sibling.specifier if s.operator == ">=")
+                oldest = next(s.version for s in sibling.specifier if s.operator == ">=")
+                lowest = f"{new.major}.{new.minor}" if with_siblings else oldest
                 replace(
                     other.pyproject,
                     rf'"({re.escape(package.name)}(?:\[[^]]*\])?)>=[^"]*"',
                     rf'"\g<1>>={lowest},<{next_breaking(new)}"',
                 )
     subprocess.run(["uv", "lock", "--quiet"], cwd=ROOT, check=True)
-    print(
-        f"{package.name} {new}. Siblings keep their oldest allowed version: scripts/check_published.py says if it still does."
-    )
+    print(f"{package.name} {new}: scripts/check_published.py says if the oldest allowed siblings still do")
     print(f"Commit, then: git tag {package.name}-v{new}")
 
 
@@ -248,7 +250,8 @@ def main() -> None:
     elif given.command == "api":
         record_api(find(given.package), first=given.first)
     elif given.command == "bump":
-        bump(find(given.package), given.part)
+        for package in packages() if given.package == "all" else [find(given.package)]:
+            bump(package, given.part, with_siblings=given.package == "all")
     else:
         write_urls(given.repository)
 

@@ -84,3 +84,7 @@ def test_a_bump_writes_version_changelog_and_ranges(tmp_path, monkeypatch):
     [sibling] = release.find("nanochat-engine").siblings()
     assert str(sibling) == "nanochat-model[onnx]<0.3,>=0.1"
     assert "nanochat-engine>=0.1,<0.2" in release.find("nanochat-apps").pyproject.read_text()
+    engine = release.find("nanochat-engine")
+    engine.changelog.write_text(engine.changelog.read_text().replace("Unreleased\n", "Unreleased\n\nBroken.\n"))
+    release.bump(engine, "minor", with_siblings=True)
+    assert "nanochat-engine>=0.2,<0.3" in release.find("nanochat-apps").pyproject.read_text()

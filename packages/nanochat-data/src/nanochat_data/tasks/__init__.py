@@ -1,6 +1,6 @@
 """Tasks: conversations to train on and the graders of their answers."""
 
-from nanochat_data.tasks.base import Task, TaskMixture, TaskSequence
+from nanochat_data.tasks.base import GradedMixture, Task, TaskMixture, TaskSequence
 from nanochat_data.tasks.chat_files import CustomJSON, HubChats, SmolTalk
 from nanochat_data.tasks.gsm8k import GSM8K
 from nanochat_data.tasks.humaneval import HumanEval
@@ -15,6 +15,7 @@ __all__ = [
     "MMLU",
     "TASKS",
     "CustomJSON",
+    "GradedMixture",
     "HubChats",
     "HumanEval",
     "MultipleChoice",

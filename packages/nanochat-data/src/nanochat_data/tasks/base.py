@@ -6,9 +6,9 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 from nanochat_data.messages import Conversation
 
@@ -122,3 +122,21 @@ class TaskMixture(TaskSequence):
     def __init__(self, tasks: Sequence[Task], *, seed: int = 42) -> None:
         super().__init__(tasks)
         random.Random(seed).shuffle(self._pairs)
+
+
+class GradedMixture(TaskMixture):
+    """A mixture in which each conversation is graded by the task that it is of, as reinforcement learning needs it."""
+
+    def conversation(self, index: int) -> Conversation:
+        task, inner = self._pairs[index]
+        return cast("Conversation", {**task.conversation(inner), "graded_by": self.tasks.index(task)})
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return self._grader(conversation).evaluate(conversation, completion)
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        return self._grader(conversation).reward(conversation, completion)
+
+    def _grader(self, conversation: Mapping[str, Any]) -> Task:
+        task: Task = self.tasks[conversation["graded_by"]]
+        return task

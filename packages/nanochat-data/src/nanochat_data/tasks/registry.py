@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat_data.tasks.base import Task, TaskMixture
 from nanochat_data.tasks.chat_files import CustomJSON, HubChats, SmolTalk
@@ -57,9 +59,13 @@ ENTRY = re.compile(r"(?P<name>.+?)(\[:(?P<limit>\d+)\])?(:(?P<times>\d+))?")
 def make_task(name: str, options: TaskOptions | None = None, *, tasks: Mapping[str, TaskFactory] | None = None) -> Task:
     """A task by its name, the conversations of a file by its path, or of a set on the hub as `hub:owner/name:split`.
 
-    Raises `ValueError` for any other name.
+    Your own is `file.py:NAME`: a `Task`, or a function that takes the split and makes one. That file is run. Raises
+    `ValueError` for any other name.
     """
     options = options or TaskOptions()
+    path, _, attribute = name.rpartition(":")
+    if path.endswith(".py"):
+        return _own_task(Path(path), attribute, options.split)
     if name.endswith(ROW_SUFFIXES):
         return CustomJSON(name)
     if name.startswith("hub:"):
@@ -94,3 +100,17 @@ def parse_mixture(
     if not chosen:
         raise ValueError("the mixture is empty; give entries such as chats.jsonl:1,gsm8k:1")
     return TaskMixture(chosen)
+
+
+def _own_task(path: Path, attribute: str, split: str) -> Task:
+    spec = importlib.util.spec_from_file_location(f"own_task_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"{path}:{attribute}: the file does not exist")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of a class
+    spec.loader.exec_module(module)
+    found: Any = getattr(module, attribute, None)
+    task = found(split) if callable(found) and not isinstance(found, Task) else found
+    if not isinstance(task, Task):
+        raise ValueError(f"{path}:{attribute} must be a nanochat_data.Task or a function of the split that makes one")
+    return task
