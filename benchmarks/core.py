@@ -3,7 +3,7 @@
 uv run python benchmarks/core.py BUNDLE CHECKPOINT [--items 8] [--rounds 3] [--tasks arc_easy squad ...]
 
 One at a time is how the reference scores: the options of an item as one padded batch, whole sequences, logits everywhere. The
-overall ratio weighs each task with the items it has in the bundle. Times are of the processor on a CPU, of the clock on a GPU;
+overall ratio weighs each task with the items it has in the bundle. Times are CPU seconds on a CPU, wall clock on a GPU;
 verdicts must agree.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import tyro
-from nanochat_apps.device import choose_device, choose_dtype
-from nanochat_apps.eval_model import make_loglikelihood
+from nanochat_apps.adapters.eval_model import make_loglikelihood
+from nanochat_apps.runtime.device import choose_device, choose_dtype
 from nanochat_data import CoreTask, load_core_bundle
 from nanochat_model import GPT, load_model
 from nanochat_tokenizer import Tokenizer

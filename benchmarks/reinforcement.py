@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanochat_apps import chat_rl, chat_sft, device, paths
+from nanochat_apps import chat_rl, chat_sft
+from nanochat_apps.runtime import paths, process
 from nanochat_data.tasks import TinyWorldTask
 from nanochat_train import read_metrics
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--init-lr-frac", type=float, default=0.2)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/reinforcement.svg"))
     arguments = parser.parse_args()
-    device.tune_process()
+    process.tune_process()
     base = paths.find_checkpoint("base", TAG)
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["NANOCHAT_BASE_DIR"] = temporary

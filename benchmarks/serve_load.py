@@ -2,11 +2,11 @@
 
 uv run python benchmarks/serve_load.py                        # chat-web on a random depth-4 model, and the bare engine
 uv run python benchmarks/serve_load.py --clients 200 --duration-s 600 --serve-args="--max-requests-per-client 64"
-uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests a second, whatever the server does
+uv run python benchmarks/serve_load.py --rate 5               # open loop: 5 requests per second, whatever the server does
 uv run python benchmarks/serve_load.py --url http://127.0.0.1:8000
 
 Client, server and model share the machine. `/health` is asked meanwhile. Prints a table and one line of JSON. Server and bare
-engine take turns, and their medians are compared. Processor time for a token is given beside the rates: it depends less on
+engine take turns, and their medians are compared. CPU time per token is given beside the rates: it depends less on
 what else runs.
 """
 
@@ -30,8 +30,8 @@ from statistics import median
 
 import aiohttp
 import tyro
-from nanochat_apps.device import tune_process
-from nanochat_apps.engine_timing import wait_until_compiled
+from nanochat_apps.infer_bench.timing import wait_until_compiled
+from nanochat_apps.runtime.process import tune_process
 
 MODEL = {"sequence_len": 512, "vocab_size": 4096, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
 WORDS = ["the", "small", "model", "cat", "house", "river", "seven", "green", "walks", "sings", "never", "over", "light"]
@@ -48,7 +48,7 @@ class Settings:
     clients: int = 32
     """Closed loop: clients that ask again as soon as they are answered."""
     rate: float | None = None
-    """Open loop instead: requests a second, at random moments."""
+    """Open loop instead: requests per second, at random moments."""
     duration_s: float = 20.0
     """Of all rounds together."""
     rounds: int = 5
@@ -77,7 +77,7 @@ class Seen:
     memory_mb: list[float] = field(default_factory=list)
     took_s: float = 0.0
     rates: list[float] = field(default_factory=list)
-    """Tokens a second of each round."""
+    """Tokens per second of each round."""
 
 
 async def ask(session: aiohttp.ClientSession, settings: Settings, chance: random.Random, seen: Seen) -> None:
@@ -177,7 +177,7 @@ async def load(url: str, settings: Settings, pids: Sequence[int], seen: Seen) ->
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds that a process has used; 0 once it has gone."""
+    """CPU seconds that a process has used; 0 once it has gone."""
     stat = Path(f"/proc/{pid}/stat")
     fields = stat.read_text().rpartition(")")[2].split() if stat.exists() else ["0"] * 20
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -221,7 +221,7 @@ class BareEngine:
             wait_until_compiled(self._engine)
 
     def measure(self, at_least_s: float) -> None:
-        """One round: adds its tokens a second and its processor seconds a token."""
+        """One round: adds its tokens per second and its CPU seconds per token."""
         start, used, tokens = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < at_least_s:
             prompts = [" ".join(self._chance.choices(WORDS, k=PROMPT_WORDS)) for _ in range(self._num_rows)]
@@ -234,7 +234,7 @@ class BareEngine:
 @contextmanager
 def chat_web(base: Path, args: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
     """A server of its own: its URL, and the processes that it consists of."""
-    command = [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--host", "127.0.0.1", "--port", "0", *args]
+    command = [sys.executable, "-u", "-m", "nanochat_apps", "chat-web", "--host", "127.0.0.1", "--port", "0", *args]
     environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

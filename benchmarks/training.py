@@ -3,11 +3,9 @@
 uv run python benchmarks/training.py speed [L|SSSL] [compiled]   # tok/s, share of the peak, share of the optimizer
 uv run python benchmarks/training.py attention [window]          # forward and backward beside torch's own kernel
 uv run python benchmarks/training.py data                        # a step with a real loader beside one with none
-uv run python benchmarks/training.py profile                     # docs/images/training-step.svg
-uv run python benchmarks/training.py scaling                     # docs/images/training-scaling.svg
 uv run python benchmarks/training.py memory [compiled] [bfloat16] # peak beside weights, gradients and optimizer
 
-With PROCESSOR_TIME=1 everything runs on one thread and durations are seconds of the processor, which a machine that is
+With PROCESSOR_TIME=1 everything runs on one thread and durations are seconds of the CPU, which a machine that is
 shared with others hardly changes; the matmul peak is then that of one core.
 """
 
@@ -27,8 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nanochat_apps import device as devices
-from nanochat_apps.training_model import TrainedModel
+from nanochat_apps.runtime import device as devices
+from nanochat_apps.runtime import process
+from nanochat_apps.runtime.roofline import measure_matmul_flops
+from nanochat_apps.runtime.training_model import TrainedModel
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
@@ -38,7 +38,6 @@ from nanochat_train import MuonAdamW, Pretraining, Rates, Trainer, param_groups
 from nanochat_train.testing import ArrayBatch
 from torch.nn.functional import scaled_dot_product_attention
 
-IMAGES = Path(__file__).parent.parent / "docs" / "images"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = devices.choose_dtype(DEVICE)
 PROCESSOR_TIME = os.environ.get("PROCESSOR_TIME") == "1"
@@ -99,14 +98,7 @@ def make_loop(
 
 
 def matmul_flops(rounds: int = 3) -> float:
-    """Floating-point operations a second of a product of two 2048 x 2048 matrices, the fastest of some."""
-    a, b = (torch.randn(2048, 2048, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    durations = []
-    for _ in range(rounds):
-        start = CLOCK()
-        float((a @ b)[0, 0])
-        durations.append(CLOCK() - start)
-    return 2.0 * 2048**3 / min(durations)
+    return measure_matmul_flops(DEVICE, DTYPE, rounds=rounds, clock=CLOCK)
 
 
 def step_seconds(
@@ -156,7 +148,7 @@ def speed(windows: str = "L", compiled: str = "") -> None:
     row = {
         "windows": windows,
         "compiled": bool(compiled),
-        "clock": "processor time, one thread" if PROCESSOR_TIME else "wall clock",
+        "clock": "CPU time, one thread" if PROCESSOR_TIME else "wall clock",
         "dtype": str(DTYPE),
         "tok_per_s": round(8192 / step),
         "spread": [round(8192 / d) for d in (max(durations), min(durations))],
@@ -230,91 +222,6 @@ def data() -> None:
     )
 
 
-def profile() -> None:
-    """Time by kind of work: the parts are timed by themselves with torch's profiler, self time only."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as run_profiler
-
-    loop, _ = make_loop()
-    optimizer_step, summed = loop.optimizer.step, defaultdict(float)
-    step_seconds(loop, rounds=0)
-
-    def marked_step(closure: Callable[[], float] | None = None) -> None:
-        with record_function("part::optimizer"):
-            optimizer_step(closure)
-
-    loop.optimizer.step = marked_step  # type: ignore[method-assign]
-    with run_profiler(activities=[ProfilerActivity.CPU]) as profiler:
-        step_seconds(loop, rounds=1, warmup=0)
-    optimizer_us = 0.0
-    for event in profiler.events():
-        name, self_us = event.name, event.self_cpu_time_total
-        parent, inside_optimizer = event.cpu_parent, event.name == "part::optimizer"
-        while parent is not None and not inside_optimizer:
-            inside_optimizer = parent.name == "part::optimizer"
-            parent = parent.cpu_parent
-        if inside_optimizer:
-            optimizer_us += self_us
-        elif "scaled_dot_product" in name or "flash_attention" in name:
-            summed["attention"] += self_us
-        elif any(kind in name for kind in ("::mm", "::addmm", "::bmm", "mkl")):
-            summed["matrix products"] += self_us
-        elif any(kind in name for kind in ("tanh", "exp", "logsumexp", "gather", "_SummedLoss")):
-            summed["loss"] += self_us
-        elif any(kind in name for kind in ("copy_", "cat", "clone", "fill_", "zero", "embedding", "index")):
-            summed["copies and embeddings"] += self_us
-        elif name.startswith("aten::"):
-            summed["elementwise and norms"] += self_us
-    summed["optimizer"] = optimizer_us
-    total = sum(summed.values())
-    shares = dict(sorted(((name, us / total) for name, us in summed.items()), key=lambda item: item[1]))
-    print(json.dumps({name: round(share, 3) for name, share in shares.items()}))
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="#0969da")
-    axes.bar_label(bars, fmt="%.0f%%", padding=3)
-    axes.set(xlabel="share of a training step, %", title=f"Depth 4, 8,192 tokens, {DEVICE.type}, {DTYPE}, eager")
-    axes.spines[["top", "right"]].set_visible(False)
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / "training-step.svg", metadata={"Date": None})
-
-
-def scaling() -> None:
-    """Step time of 2,048 tokens over depth and length, beside the time that the FLOPs alone would take."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    both = figure.subplots(1, 2)
-    sweeps = {
-        "depth": [(depth, {"depth": depth, "width": 64 * depth, "length": 512}) for depth in (4, 6, 8, 12)],
-        "sequence length": [(length, {"length": length}) for length in (256, 512, 1024, 2048)],
-    }
-    for axes, (name, settings) in zip(both, sweeps.items(), strict=True):
-        measured, ideal = [], []
-        for value, changes in settings:
-            loop, model = make_loop(tokens=2048, **changes)
-            peaks: list[float] = []
-            durations = step_seconds(loop, lambda peaks=peaks: peaks.append(matmul_flops(rounds=2)), rounds=2)
-            measured.append(statistics.median(durations))
-            ideal.append(2048 * model.flops_per_token() / statistics.median(peaks))
-            print(
-                json.dumps({name: value, "seconds": round(measured[-1], 3), "flops_alone": round(ideal[-1], 3)}),
-                flush=True,
-            )
-        xs = [value for value, _ in settings]
-        axes.plot(xs, measured, "o-", color="#0969da", label="a step")
-        axes.plot(xs, ideal, "--", color="#57606a", label="its FLOPs at the matmul peak")
-        axes.set(xlabel=name, ylabel="seconds", xscale="log", yscale="log")
-        axes.set_xticks(xs, [str(x) for x in xs])
-        axes.minorticks_off()
-        axes.legend()
-    IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / "training-scaling.svg", metadata={"Date": None})
-
-
 def memory(*options: str) -> None:
     """Depth 6, vocabulary 32,768, one micro-batch of 16,384 tokens: the most there is beside what must be held anyway.
 
@@ -353,15 +260,13 @@ def most_allocated(profiler: torch.profiler.profile) -> int:
 
 
 def main() -> None:
-    devices.tune_process()
+    process.tune_process()
     if PROCESSOR_TIME:
         torch.set_num_threads(1)
     ways = {
         "speed": speed,
         "attention": attention,
         "data": data,
-        "profile": profile,
-        "scaling": scaling,
         "memory": memory,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in ways:

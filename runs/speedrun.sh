@@ -13,10 +13,10 @@ BASE_FLAGS=(${BASE_FLAGS:-})     # for example --run speedrun --fp8, or a toy's 
 SFT_FLAGS=(${SFT_FLAGS:-})
 UV_RUN="${UV_RUN-uv run}"        # empty where the programs are on the path already
 
-train() { # module, then its flags; resumes by itself where there is a checkpoint
-  local module="$1"
+train() { # program, then its flags; resumes by itself where there is a checkpoint
+  local program="$1"
   shift
-  $UV_RUN torchrun --standalone --nproc-per-node "$GPUS" -m "nanochat_apps.$module" "$@"
+  $UV_RUN torchrun --standalone --nproc-per-node "$GPUS" -m nanochat_apps "$program" "$@"
 }
 
 DATA="${DATA:-$NANOCHAT_BASE_DIR/base_data}"
@@ -28,11 +28,11 @@ fi
 
 base=(--data "$DATA" --depth "$DEPTH" --save-every "${SAVE_EVERY:-1000}" --keep 2 "${BASE_FLAGS[@]}")
 if [ -n "${TRIAL:-}" ]; then
-  train base_train "${base[@]}" --trial
+  train base-train "${base[@]}" --trial
   exit
 fi
-train base_train "${base[@]}"
+train base-train "${base[@]}"
 $UV_RUN base-eval --data "$DATA" --model-tag "d$DEPTH"
-train chat_sft --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" \
+train chat-sft --mixture "${MIXTURE:-gsm8k:4,spellingbee:1,simplespelling:1}" --model-tag "d$DEPTH" \
   --save-every 200 --keep 2 "${SFT_FLAGS[@]}"
 echo "talk to it: uv run chat-cli -g d$DEPTH, or uv run chat-web -g d$DEPTH"

@@ -23,13 +23,15 @@ os.environ.update(OMP_NUM_THREADS="1", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
 import torch
 import torch._dynamo
 import torch.distributed as dist
-from nanochat_apps import chat_sft, cli, device
+from nanochat_apps import chat_sft
+from nanochat_apps.runtime import cli, device, roofline
+from nanochat_apps.runtime.process import tune_process
 from nanochat_data.synthetic import TinyWorld
 
 RANKS = 2
 SIZES = "--depth 2 --aspect-ratio 16 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --device-batch-size 2"
-TOKENIZER = "tok_train --data texts --vocab-size 300"
-BASE = f"base_train --data texts {SIZES} --num-iterations 2 --eval-tokens 2000 --sample-every 0 --device-type cpu"
+TOKENIZER = "tok-train --data texts --vocab-size 300"
+BASE = f"base-train --data texts {SIZES} --num-iterations 2 --eval-tokens 2000 --sample-every 0 --device-type cpu"
 FINE_TUNING = "--mixture chats.jsonl -g d2 --num-iterations 2 --device-type cpu"
 
 
@@ -44,15 +46,15 @@ def make_base_model() -> None:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for command in (TOKENIZER, BASE):
-        subprocess.run([sys.executable, "-m", *f"nanochat_apps.{command}".split()], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", *f"nanochat_apps {command}".split()], check=True, capture_output=True)
 
 
 def import_all() -> None:
     """What chat-sft imports and measures, but for the module that must not be imported once there is a process group."""
-    for name in ("data", "model", "tokenizer", "train", "apps.training"):
+    for name in ("data", "model", "tokenizer", "train", "apps.runtime.training"):
         importlib.import_module(f"nanochat_{name}")
     cpu = torch.device("cpu")
-    device.matmul_peak(cpu, device.choose_dtype(cpu))
+    roofline.matmul_peak(cpu, device.choose_dtype(cpu))
     sys.modules.pop("torch.distributed.nn.functional", None)
 
 
@@ -110,5 +112,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    device.tune_process()
+    tune_process()
     sys.exit(main())

@@ -1,6 +1,5 @@
 """The examples of the documents are run, those that need a GPU have their flags read, and links lead somewhere."""
 
-import importlib
 import json
 import os
 import pickle
@@ -8,14 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import tiktoken
 import torch
-from nanochat_apps import cli
-from nanochat_apps.bundle import write_bundle
+from nanochat_apps import nanochat
+from nanochat_apps.interop.bundle import write_bundle
+from nanochat_apps.runtime import cli
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, save_model
 from nanochat_tokenizer import convert
@@ -37,7 +36,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT / "docs").as_posix()
 
 
-NOT_RUN = {"RESULTS.md", "mirror.md"}
+NOT_RUN = {"results.md", "mirror.md"}
 """Their commands take hours, or a network; test_mirror.py runs the mirror's check."""
 RUN = [page for page in PAGES if blocks(page, "sh", "python") and page.name not in NOT_RUN]
 
@@ -55,14 +54,11 @@ def test_links_lead_somewhere_and_every_block_has_a_kind():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh needs-gpu")], ids=name_of)
 def test_what_needs_a_gpu_has_flags_that_exist(page):
-    scripts = tomllib.loads((ROOT / "apps/pyproject.toml").read_text())["project"]["scripts"]
     for line in "".join(blocks(page, "sh needs-gpu")).splitlines():
         words = shlex.split(line)
         if words[0] == "torchrun":
-            words = words[words.index("-m") + 1 :]
-        module = scripts.get(words[0], f"{words[0]}:").partition(":")[0]
-        settings = importlib.import_module(module).Settings
-        cli.parse(settings, words[1:], prog=words[0], description="")
+            words = words[words.index("nanochat_apps") + 1 :]
+        cli.parse(nanochat.settings_of(words[0]), words[1:], prog=words[0], description="")
 
 
 @pytest.fixture

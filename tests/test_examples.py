@@ -9,7 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from nanochat_apps import chat_rl, paths
+from nanochat_apps import chat_rl
+from nanochat_apps.runtime import paths
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_train import load_meta, read_metrics
 from packaging.requirements import Requirement

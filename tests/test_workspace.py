@@ -9,10 +9,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanochat_apps.nanochat import PROGRAMS
+
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ("tokenizer", "model", "data", "train", "engine", "serve")
 SOURCES = sorted([*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("apps/src/**/*.py")])
-MAX_LINES = 350
+MAX_LINES, MAX_FUNCTION_LINES, MAX_PROGRAM_LINES = 320, 50, 150
 FORBIDDEN_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "os.system"}
 RUNS_PROGRAMS = "sandbox/child.py"
 """The one file whose work it is to run code that it is given, once it has locked itself in."""
@@ -63,12 +65,24 @@ def faults(path: Path) -> Iterator[str]:
         yield "no docstring"
     if text.count("\n") > MAX_LINES:
         yield f"more than {MAX_LINES} lines"
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in functions:
+        if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES:
+            yield f"{node.name} has more than {MAX_FUNCTION_LINES} lines"
     calls = {
         ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and not reads_weights(node)
     }
     yield from calls & (FORBIDDEN_CALLS - {"exec"} if path.as_posix().endswith(RUNS_PROGRAMS) else FORBIDDEN_CALLS)
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     yield from imported & {"pickle"}
+
+
+def test_a_program_is_short_and_the_rooms_are_beside_it():
+    apps = ROOT / "apps/src/nanochat_apps"
+    assert not [path.name for path in apps.glob("*.py") if path.read_text().count("\n") > MAX_PROGRAM_LINES]
+    programs = {program.function.split(":")[0].split(".")[0] for program in PROGRAMS.values()}
+    others = {"__init__", "__main__", "nanochat", "testing"}
+    assert {path.stem for path in apps.glob("*.py")} | {"quickstart", "infer_bench"} == programs | others
 
 
 def reads_weights(call: ast.Call) -> bool:

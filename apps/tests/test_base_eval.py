@@ -68,7 +68,7 @@ def test_ranks_measure_the_same_and_only_the_first_talks(texts, capsys):
     together = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "nanochat_apps.base_eval", *flags, "--dtype", "float32"),
+            *("-m", "nanochat_apps", "base-eval", *flags, "--dtype", "float32"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

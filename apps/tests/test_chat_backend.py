@@ -1,6 +1,8 @@
 """The backend's answers, with models that say what a script wants."""
 
 import asyncio
+import re
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from nanochat_apps import chat_backend
-from nanochat_apps.chat_backend import EngineBackend, create_backend
+from nanochat_apps.adapters import chat_backend
+from nanochat_apps.adapters.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine, Event
-from nanochat_engine.testing import ScriptedLM
+from nanochat_engine.testing import ScriptedLM, TinyLM
 from nanochat_serve import (
     ChatEvent,
     ChatRequest,
     ContextLengthError,
     Finished,
+    Grammar,
     InvalidRequestError,
     Prompt,
     SamplingParams,
@@ -52,7 +55,7 @@ def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def request(**fields: object) -> ChatRequest:
-    own = {name: fields.pop(name) for name in ("messages", "prompt", "echo", "salt") if name in fields}
+    own = {name: fields.pop(name) for name in ("messages", "prompt", "echo", "grammar", "salt") if name in fields}
     params: dict[str, Any] = {"temperature": 0.0, "max_tokens": 64, "seed": 1, **fields}
     own = {"messages": ({"role": "user", "content": "Hi"},), **own}
     return ChatRequest(params=SamplingParams(**params), **own)  # type: ignore[arg-type]
@@ -354,3 +357,54 @@ def test_equal_seeds_give_equal_answers(tmp_path: Path) -> None:
     )
     assert first == again
     assert first != other
+
+
+POINT = {
+    "type": "object",
+    "properties": {"x": {"enum": [1, 22]}, "on": {"type": "boolean"}},
+    "required": ["x", "on"],
+    "additionalProperties": False,
+}
+GRAMMARS = [
+    (
+        Grammar("json_schema", {**POINT, "additionalProperties": False}, "response_format"),
+        r'\{"x": (1|22), "on": (true|false)\}',
+    ),
+    (Grammar("regex", "[a-c]{4}", "guided_regex"), "[a-c]{4}"),
+    (Grammar("choice", ["yes", "no"], "guided_choice"), "yes|no"),
+    (Grammar("lark", 'start: "a" ("b" | "c")', "guided_grammar"), "a[bc]"),
+    (
+        Grammar("calls", {"wait": {"type": "object", "properties": {}, "additionalProperties": False}}, "tools"),
+        r"wait \{\}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("grammar", "pattern"), GRAMMARS)
+def test_answers_keep_to_a_grammar(grammar: Grammar, pattern: str) -> None:
+    """Of a model that would say something else: two samples each, of chats and of texts, with log probabilities too."""
+    model = TinyLM(vocab_size=TOKENIZER.vocab_size)
+    asked = [
+        request(grammar=grammar, n=2, temperature=1.0),
+        request(grammar=grammar, messages=(), prompt="x", logprobs=1),
+    ]
+    for one, events in zip(
+        asked, events_of(EngineBackend(Engine(model, TOKENIZER, render_chat=render)), *asked), strict=True
+    ):
+        for sample in range(one.params.n):
+            own = [event for event in events if not isinstance(event, Prompt) and event.sample == sample]
+            assert re.fullmatch(pattern, "".join(event.text for event in own if isinstance(event, TextDelta)))
+            assert isinstance(own[-1], Finished)
+            assert own[-1].reason == "stop"
+
+
+def test_what_is_no_grammar_is_refused_by_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [Grammar("regex", "a(+", "guided_regex"), Grammar("json_schema", {"type": "objekt"}, "response_format")]
+    for grammar in bad:
+        with pytest.raises(InvalidRequestError, match=grammar.field):
+            events_of(saying(["a"]), request(grammar=grammar))
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(
+        InvalidRequestError, match=r"tools: a grammar needs llguidance: install nanochat-engine\[grammar\]"
+    ):
+        events_of(saying(["a"]), request(grammar=GRAMMARS[-1][0]))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nanochat_engine
 import pytest
-from nanochat_apps import chat_cli, paths
+from nanochat_apps import chat_cli, nanochat
 from nanochat_apps.chat_cli import Chat, Settings
+from nanochat_apps.runtime import paths
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine, ToolCall
 from nanochat_engine.testing import ScriptedLM
@@ -31,7 +32,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
     monkeypatch.setattr("sys.argv", ["chat-cli", *args])
     with pytest.raises(SystemExit) as ended:
-        chat_cli.main()
+        nanochat.main()
     return ended.value.code
 
 

@@ -10,8 +10,8 @@ import nanochat_engine
 import pytest
 import torch
 from nanochat_apps import chat_eval
-from nanochat_apps.cli import UsageError
-from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import SamplingParams
 from nanochat_model import GPT
@@ -95,9 +95,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(settings, tmp_path,
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:kept]) + lines[kept][:9])
     asked = []
-    real = EngineWriter.__call__
+    real = EngineGenerator.__call__
     monkeypatch.setattr(
-        EngineWriter, "__call__", lambda self, problems: real(self, (asked.append(p[0]) or p for p in problems))
+        EngineGenerator, "__call__", lambda self, problems: real(self, (asked.append(p[0]) or p for p in problems))
     )
     assert chat_eval.evaluate(settings) == 0
     assert len(asked) == 3
@@ -116,7 +116,7 @@ def test_many_samples_in_any_company_are_those_of_one_problem_alone(settings, tm
     problems = [(index, task.conversation(index)) for index in range(5)]
     params = SamplingParams(n=3, max_tokens=9, temperature=1.0, top_k=0)
     several, alone = (
-        EngineWriter(nanochat_engine.load(checkpoint, dtype=torch.float32, max_rows=rows), params) for rows in (7, 1)
+        EngineGenerator(nanochat_engine.load(checkpoint, dtype=torch.float32, max_rows=rows), params) for rows in (7, 1)
     )
     together = dict(several(problems))
     assert sorted(together) == [0, 1, 2, 3, 4]
@@ -133,7 +133,7 @@ def test_problems_are_asked_for_as_rows_need_them(settings, tmp_path):
             asked.append(index)
             yield index, task.conversation(index % 5)
 
-    answers = EngineWriter(engine, SamplingParams(n=1, max_tokens=2))(problems())
+    answers = EngineGenerator(engine, SamplingParams(n=1, max_tokens=2))(problems())
     next(answers)
     assert 2 < len(asked) < 30
     assert [index for index, _ in answers] == list(range(1, 100))
@@ -146,7 +146,7 @@ def test_letters_are_compared_at_the_answers_first_token(settings, tmp_path):
     letters = [task.letters(index) for index in range(10)]
     for batch_tokens in (1, 200, 10_000):
         loglikelihood = make_loglikelihood(engine.model, engine.tokenizer, batch_tokens=batch_tokens)
-        chooser = LetterChooser(engine, loglikelihood, max_tokens=1000)
+        chooser = LetterScorer(engine, loglikelihood, max_tokens=1000)
         chosen = chooser(conversations, letters)
         for conversation, names, logprobs in zip(conversations, letters, chosen, strict=True):
             ids = render_for_completion(engine.tokenizer, conversation)

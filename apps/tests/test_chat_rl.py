@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nanochat_apps import chat_rl, paths, rollouts
-from nanochat_apps.cli import UsageError
-from nanochat_apps.tasks import rewarding_task
+from nanochat_apps import chat_rl
+from nanochat_apps.adapters import rollouts
+from nanochat_apps.adapters.tasks import rewarding_task
+from nanochat_apps.runtime import paths
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_data.synthetic import TinyWorld
 from nanochat_engine import SamplingParams
 from nanochat_model import GPT, GPTConfig, load_model, save_model

@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from nanochat_apps import device
+from nanochat_apps.runtime.flags.chat_web import Settings
+from nanochat_apps.runtime.process import has_compiler
 from nanochat_apps.testing import save_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
@@ -31,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(base: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "nanochat_apps.chat_web", "--device-type", "cpu", "--no-compile", *args],
+        [sys.executable, "-u", "-m", "nanochat_apps", "chat-web", "--device-type", "cpu", "--no-compile", *args],
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -195,7 +197,7 @@ def test_the_cache_can_be_bounded_and_steps_are_compiled_beside_the_answers(base
     while not lines or not lines[-1].startswith("ready"):
         lines.append(process.stdout.readline())
         assert lines[-1], process.communicate()[1]
-    assert any("not compiled" in line for line in lines) == (not device.has_compiler())
+    assert any("not compiled" in line for line in lines) == (not has_compiler())
     url = next(line for line in lines if "http://" in line).split("open ")[1].strip()
     assert ask(url, None, max_tokens=5).endswith('data: {"done": true}\n\n')
     process.send_signal(signal.SIGTERM)
@@ -203,6 +205,43 @@ def test_the_cache_can_be_bounded_and_steps_are_compiled_beside_the_answers(base
     assert (process.returncode, out) == (0, "stopping\n")
     code, errors = failure(base, *flags, "--kv-budget-mib", "0")
     assert (code, "--kv-budget-mib 0 must be between 1 and" in errors) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"compare": ("base",)}, {"compare": ("sft", "sft")}, {"compare": ("sft", "d2")}, {"step": 3}]
+)
+def test_what_cannot_be_compared(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--compare"):
+        Settings(**{"compare": ("sft", "rl"), **wrong})
+
+
+@pytest.mark.slow
+def test_models_beside_each_other(base: Path) -> None:
+    """Two steps of a stage: a request's `model` chooses, both draw by one seed, the last is the default."""
+    for step, seed in ((1, 5), (2, 6)):
+        save_tiny_checkpoint(base / "chatrl_checkpoints" / "d2", step=step, seed=seed)
+    process = start(base, "--port", "0", "--host", "127.0.0.1", "-d", "float32", "--compare", "rl:1", "rl:2", "rl")
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("ready"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.communicate()[1]
+    url = next(line for line in lines if "http://" in line).split("open ")[1].strip()
+    with urllib.request.urlopen(f"{url}/v1/models") as response:
+        assert [model["id"] for model in json.load(response)["data"]] == ["rl:1", "rl:2", "rl"]
+    said = {}
+    for model in ("rl:1", "rl:2", "rl", "gpt"):
+        asked = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "seed": 3, "max_tokens": 30}
+        data = json.dumps({**asked, "temperature": 2, "ignore_eos": True, "logprobs": True}).encode()
+        request = urllib.request.Request(f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as response:
+            answer = json.load(response)
+        said[model] = answer["model"], answer["choices"][0]["logprobs"]["content"][0]["logprob"]
+    assert [name for name, _ in said.values()] == ["rl:1", "rl:2", "rl", "rl"]
+    assert said["rl:2"][1] == said["rl"][1] == said["gpt"][1] != said["rl:1"][1]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert (process.returncode, out) == (0, "stopping\n")
 
 
 @pytest.mark.slow

@@ -1,13 +1,19 @@
 """Flags, exit statuses and error lines that all programs share."""
 
+import importlib
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, get_type_hints
 
 import pytest
 import tyro
-from nanochat_apps.cli import UsageError, run
+from nanochat_apps import nanochat
+from nanochat_apps.runtime.cli import UsageError, run
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +109,49 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert "{None}" not in text
 
 
-@pytest.mark.parametrize("module", ["chat_cli", "chat_web"])
-def test_help_needs_no_torch(module: str) -> None:
-    code = f"import nanochat_apps.{module}, sys; assert not {{'torch', 'aiohttp'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+HELP = """
+import sys
+from nanochat_apps import nanochat
+for name in nanochat.PROGRAMS:
+    try:
+        nanochat.run(name, ["--help"])
+    except SystemExit as ended:
+        assert not ended.code, name
+assert not {"torch", "aiohttp", "numpy"} & set(sys.modules)
+"""
+
+
+def test_the_help_of_every_program_needs_no_torch() -> None:
+    said = subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True, text=True).stdout
+    assert all(f"usage: {name}" in said for name in nanochat.PROGRAMS)
+
+
+def test_every_program_is_a_command_and_takes_its_settings() -> None:
+    commands = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]
+    assert set(commands) == {"nanochat", *nanochat.PROGRAMS}
+    assert set(commands.values()) == {"nanochat_apps.nanochat:main"}
+    for name, program in nanochat.PROGRAMS.items():
+        module, function = program.function.split(":")
+        start = getattr(importlib.import_module(f"nanochat_apps.{module}"), function)
+        assert get_type_hints(start)["settings"] is nanochat.settings_of(name)
+
+
+def test_nanochat_lists_the_programs_and_runs_the_one_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nanochat"])
+    nanochat.main()
+    listing = capsys.readouterr().out
+    assert all(
+        f"  {name} " in listing and program.description in listing for name, program in nanochat.PROGRAMS.items()
+    )
+    for argv, status, said in (
+        (["nanochat", "tok-train", "--help"], 0, "usage: tok-train"),
+        (["/bin/tok-train", "--help"], 0, "usage: tok-train"),
+        (["nanochat", "tok_train"], 2, "nanochat: error: unknown program tok_train; choose from quickstart, "),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            nanochat.main()
+        assert (ended.value.code or 0) == status
+        assert said in "".join(capsys.readouterr())

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from nanochat_apps import base_eval, eval_model
-from nanochat_apps.cli import UsageError
-from nanochat_apps.eval_model import make_loglikelihood
+from nanochat_apps import base_eval
+from nanochat_apps.adapters import base_evals
+from nanochat_apps.adapters.eval_model import make_loglikelihood
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_data import CoreTask, load_core_bundle
 from nanochat_model.convert import from_transformers
@@ -267,13 +268,13 @@ def test_base_eval_goes_on_where_it_was_stopped(settings, tmp_path, capsys, monk
     log.write_text("".join(lines[:50]) + lines[50][:20])
 
     scored = []
-    real = eval_model.make_loglikelihood
+    real = base_evals.make_loglikelihood
 
     def counting(*args, **kwargs):
         loglikelihood = real(*args, **kwargs)
         return lambda pairs: scored.extend(pairs) or loglikelihood(pairs)
 
-    monkeypatch.setattr(eval_model, "make_loglikelihood", counting)
+    monkeypatch.setattr(base_evals, "make_loglikelihood", counting)
     assert base_eval.evaluate(settings) == 0
     assert len(scored) == NUM_OPTIONS - (24 + 24) * 4 - 2
     assert capsys.readouterr().out.splitlines()[1:] == said[1:]

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from nanochat_apps import corpus, paths
+from nanochat_apps.runtime import corpus, paths
 from nanochat_data import PretrainLoader, TokenShards, documents
 from nanochat_tokenizer.testing import byte_tokenizer
-from nanochat_train import World
+from nanochat_train import ProcessGroup
 
 
-class Ranks(World):
+class Ranks(ProcessGroup):
     """Says what the other ranks would say: the same as this one, but `others` where that is given."""
 
     others: tuple[float, ...] | None = None
@@ -32,8 +32,8 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "text"
 
 
-def opened(data: Path | str, split: str, world: World | None = None) -> list[TokenShards]:
-    return corpus.open_texts(Path(data), split, byte_tokenizer(), split_on=None, world=world or World())
+def opened(data: Path | str, split: str, ranks: ProcessGroup | None = None) -> list[TokenShards]:
+    return corpus.open_texts(Path(data), split, byte_tokenizer(), split_on=None, ranks=ranks or ProcessGroup())
 
 
 def test_ranks_with_other_files_are_named(text):
@@ -47,7 +47,7 @@ def test_nodes_that_share_no_folder_build_for_themselves(text, monkeypatch):
     paths.token_shards().mkdir(parents=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert corpus.builders_of_folder(World()) == (0, 1)
+    assert corpus.builders_of_folder(ProcessGroup()) == (0, 1)
     assert corpus.builders_of_folder(Ranks(rank=0, size=4)) == (0, 4)
     apart = type("Apart", (Ranks,), {"others": (1.0, 0.0, 0.0)})(rank=0, size=4)
     assert corpus.builders_of_folder(apart) == (1, 2)
@@ -57,7 +57,7 @@ def test_nodes_that_share_no_folder_build_for_themselves(text, monkeypatch):
 def test_what_is_used_first_is_built_first(text, monkeypatch):
     monkeypatch.setattr(documents, "UNIT_BYTES", 1000)
     training = PretrainLoader(opened(text, "train"), batch_size=1, sequence_len=8)
-    builder = corpus.builder(training, opened(text, "val"), num_tokens=100, world=World())
+    builder = corpus.builder(training, opened(text, "val"), num_tokens=100, ranks=ProcessGroup())
     jobs = [job for turn in zip(*builder._shares, strict=False) for job in turn]
     assert jobs[:4] == training.unit_order()[:4]
     assert [owner.source.split for owner, _ in jobs[:24]] == ["train"] * 4 + ["val"] * 16 + ["train"] * 4

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from nanochat_apps import data_stats, download_data, paths
-from nanochat_apps.cli import UsageError
+from nanochat_apps import data_stats, download_data
+from nanochat_apps.runtime import paths
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_tokenizer.testing import byte_tokenizer
 
 
@@ -65,7 +66,9 @@ def test_nothing_to_measure_is_a_wrong_usage(files):
 
 def test_the_core_bundle_is_fetched_to_its_place(files, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("nanochat_data.download_core_bundle", lambda folder: asked.append(folder) or ["a task"])
+    monkeypatch.setattr(
+        "nanochat_apps.download_data.download_core_bundle", lambda folder: asked.append(folder) or ["a task"]
+    )
     assert download_data.download(download_data.Settings(core=True)) == 0
     assert asked == [paths.core_bundle()]
     assert f"base-eval --core {paths.core_bundle()}" in capsys.readouterr().out

@@ -6,37 +6,38 @@ import sys
 
 import pytest
 import torch
-from nanochat_apps import chat_cli, device
-from nanochat_apps.cli import UsageError
+from nanochat_apps import nanochat
+from nanochat_apps.runtime import device, process
+from nanochat_apps.runtime.cli import UsageError
 
-UNTUNED = {name: value for name, value in os.environ.items() if name not in device.TUNING}
+UNTUNED = {name: value for name, value in os.environ.items() if name not in process.TUNING}
 PROGRAM = """
 import os, sys
-from nanochat_apps import device
+from nanochat_apps.runtime import process
 
 def main():
-    device.tune_process()
-    print(*(os.environ.get(name) for name in device.TUNING), *sys.argv[1:])
+    process.tune_process()
+    print(*(os.environ.get(name) for name in process.TUNING), *sys.argv[1:])
 
 main()
 """
 SCRIPT = """
 import os, sys
-from nanochat_apps import device
+from nanochat_apps.runtime import process
 
-device.tune_process()
-print(*(os.environ.get(name) for name in device.TUNING), *sys.argv[1:])
+process.tune_process()
+print(*(os.environ.get(name) for name in process.TUNING), *sys.argv[1:])
 """
 
 
-@pytest.mark.skipif(device.tuned_environment() == dict(UNTUNED), reason="no glibc here")
+@pytest.mark.skipif(process.tuned_environment() == dict(UNTUNED), reason="no glibc here")
 @pytest.mark.parametrize("program", [PROGRAM, SCRIPT], ids=["main", "script"])
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}], ids=["none set", "one set"])
 def test_a_program_starts_again_with_the_settings(tmp_path, program, own):
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, str(tmp_path / "program.py"), "--flag", "a b"]
     done = subprocess.run(command, env=UNTUNED | own, capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout.split() == [*(device.TUNING | own).values(), "--flag", "a", "b"]
+    assert done.stdout.split() == [*(process.TUNING | own).values(), "--flag", "a", "b"]
 
 
 def test_a_program_that_calls_ours_goes_on(monkeypatch, capsys):
@@ -49,7 +50,7 @@ def test_a_program_that_calls_ours_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", UNTUNED)
     monkeypatch.setattr(sys, "argv", ["chat-cli", "--help"])
     with pytest.raises(SystemExit) as ended:
-        chat_cli.main()
+        nanochat.main()
     assert ended.value.code == 0
     assert "chat-cli" in capsys.readouterr().out
 

@@ -39,22 +39,22 @@ def report():
 atexit.register(report)  # what is registered first is called last
 """
 SIZES = "--depth 2 --aspect-ratio 16 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --device-batch-size 2"
-BASE = f"base_train --data texts {SIZES} --num-iterations 2 --eval-tokens 2000 --sample-every 0 --device-type cpu"
+BASE = f"base-train --data texts {SIZES} --num-iterations 2 --eval-tokens 2000 --sample-every 0 --device-type cpu"
 PROGRAMS = {
     "base-train": (2, f"{BASE} --model-tag two"),
-    "chat-sft": (2, "chat_sft --mixture chats.jsonl -g d2 --num-iterations 2 --save-every 1 --device-type cpu"),
+    "chat-sft": (2, "chat-sft --mixture chats.jsonl -g d2 --num-iterations 2 --save-every 1 --device-type cpu"),
     "chat-rl": (
         2,
-        "chat_rl --task gsm8k -g noise --num-iterations 1 --examples-per-step 2 --num-samples 2 -m 8 --device-type cpu",
+        "chat-rl --task gsm8k -g noise --num-iterations 1 --examples-per-step 2 --num-samples 2 -m 8 --device-type cpu",
     ),
-    "base-eval": (2, "base_eval --data texts -g d2 --split-tokens 2000 --max-tokens 4 --device-type cpu"),
-    "chat-eval": (2, "chat_eval -a 'gsm8k|humaneval' -g noise -m 8 --device-type cpu"),
-    "chat-cli": (1, "chat_cli -p hello -g noise -m 8 --device-type cpu"),
+    "base-eval": (2, "base-eval --data texts -g d2 --split-tokens 2000 --max-tokens 4 --device-type cpu"),
+    "chat-eval": (2, "chat-eval -a 'gsm8k|humaneval' -g noise -m 8 --device-type cpu"),
+    "chat-cli": (1, "chat-cli -p hello -g noise -m 8 --device-type cpu"),
     "infer-bench": (
         1,
-        "infer_bench -i sft -g noise --batch-sizes 2 --prompt-tokens 8 -m 4 --prefill-tokens 16 --device-type cpu",
+        "infer-bench -i sft -g noise --batch-sizes 2 --prompt-tokens 8 -m 4 --prefill-tokens 16 --device-type cpu",
     ),
-    "quickstart": (1, "quickstart.program --smoke --device-type cpu"),
+    "quickstart": (1, "quickstart --smoke --device-type cpu"),
 }
 
 
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "site").mkdir()
     (folder / "site/sitecustomize.py").write_text(SITECUSTOMIZE)
     save_tiny_checkpoint(folder / "base/chatsft_checkpoints/noise")
-    for command in ("tok_train --data texts --vocab-size 300", BASE):
+    for command in ("tok-train --data texts --vocab-size 300", BASE):
         finish(start(folder, folder, command))
     return folder
 
@@ -87,7 +87,7 @@ def start(folder: Path, reports: Path, command: str, *, ranks: int = 1) -> subpr
     """A program each of whose processes leaves its report in a folder."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     return subprocess.Popen(
-        [sys.executable, "-m", *torchrun, *shlex.split(f"nanochat_apps.{command}")],
+        [sys.executable, "-m", *torchrun, *shlex.split(f"nanochat_apps {command}")],
         cwd=folder,
         env={
             **os.environ,
@@ -124,7 +124,7 @@ def test_no_thread_outlives_a_program(folder: Path, tmp_path: Path, name: str) -
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="stops the server with a signal")
 def test_no_thread_outlives_the_server_or_its_worker(folder: Path, tmp_path: Path) -> None:
-    server = start(folder, tmp_path, "chat_web -g noise --host 127.0.0.1 --port 0 --device-type cpu --no-compile")
+    server = start(folder, tmp_path, "chat-web -g noise --host 127.0.0.1 --port 0 --device-type cpu --no-compile")
     assert server.stdout is not None
     url = ""
     for line in server.stdout:

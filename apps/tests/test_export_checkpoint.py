@@ -7,11 +7,13 @@ from pathlib import Path
 import nanochat_engine
 import pytest
 import torch
-from nanochat_apps import chat_cli, cli, export_checkpoint, import_checkpoint, parity, paths
-from nanochat_apps.chat_backend import create_backend
+from nanochat_apps import chat_cli, export_checkpoint, import_checkpoint, nanochat
+from nanochat_apps.adapters.chat_backend import create_backend
 from nanochat_apps.chat_web import DEFAULTS as WEB_DEFAULTS
 from nanochat_apps.chat_web import Settings as WebSettings
-from nanochat_apps.generation import Sampling, choose_sampling
+from nanochat_apps.interop import parity
+from nanochat_apps.runtime import cli, paths
+from nanochat_apps.runtime.generation import Sampling, choose_sampling
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_model import GPT, GPTConfig, load_model, save_model
 from nanochat_tokenizer import render_for_completion, train_tokenizer
@@ -89,7 +91,7 @@ def test_a_classic_bundle_is_moved_and_used_by_all(
 
     monkeypatch.setattr("sys.argv", ["chat-cli", "-c", str(moved), "-p", "Hi", "-m", "5", "--device-type", "cpu"])
     with pytest.raises(SystemExit) as ended:
-        chat_cli.main()
+        nanochat.main()
     assert ended.value.code == 0
     assert create_backend(moved).status().ready
     assert choose_sampling(WebSettings(temperature=0.1), moved, otherwise=WEB_DEFAULTS) == Sampling(

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from nanochat_apps import fp8
-from nanochat_apps.cli import UsageError
+from nanochat_apps.runtime import pretraining
+from nanochat_apps.runtime.cli import UsageError
+from nanochat_apps.runtime.flags.base_train import Settings
 from nanochat_model import GPT, GPTConfig
+from nanochat_train import use_fp8
 
 pytest.importorskip("torchao")
 
@@ -25,8 +27,9 @@ IDS = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
 
 def test_losses_and_gradients_are_close_and_names_are_the_same():
     plain, rounded = make_model(), make_model()
-    fp8.use_fp8(rounded, emulate=True)
+    use_fp8(rounded, emulate=True)
     assert list(rounded.state_dict()) == list(plain.state_dict())
+    assert type(rounded.get_submodule("transformer.h.0.mlp.c_fc")) is not type(rounded.lm_head)
     losses = [model.loss(IDS, IDS) for model in (plain, rounded)]
     assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.02)
     for loss in losses:
@@ -39,16 +42,16 @@ def test_losses_and_gradients_are_close_and_names_are_the_same():
 
 def test_evaluation_is_exactly_the_plain_models():
     plain, rounded = make_model(), make_model()
-    fp8.use_fp8(rounded, emulate=True)
+    as_plain = use_fp8(rounded, emulate=True)
     with torch.inference_mode():
         expected = plain.loss(IDS, IDS)
         generator = torch.get_rng_state()
-        with fp8.in_bfloat16(rounded):
+        with as_plain():
             assert torch.equal(torch.get_rng_state(), generator), "no weight is initialised to be thrown away"
             assert torch.equal(rounded.loss(IDS, IDS), expected)
         assert not torch.equal(rounded.loss(IDS, IDS), expected)
 
 
-def test_a_processor_is_refused():
-    with pytest.raises(UsageError, match=r"--fp8: needs a Hopper GPU"):
-        fp8.check(torch.device("cpu"), torch.bfloat16)
+def test_a_cpu_is_refused():
+    with pytest.raises(UsageError, match=r"--fp8: float8 training needs a Hopper GPU \(SM90\) or newer; this is cpu"):
+        pretraining.in_float8(Settings(fp8=True), make_model())

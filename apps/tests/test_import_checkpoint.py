@@ -9,8 +9,9 @@ import nanochat_engine
 import pytest
 import tiktoken
 import torch
-from nanochat_apps import base_eval, chat_cli, chat_sft, import_checkpoint, paths
-from nanochat_apps.chat_backend import create_backend
+from nanochat_apps import base_eval, chat_sft, import_checkpoint, nanochat
+from nanochat_apps.adapters.chat_backend import create_backend
+from nanochat_apps.runtime import paths
 from nanochat_model import GPT, GPTConfig, load_model
 from nanochat_serve.testing import check_chat_backend
 from nanochat_tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
@@ -115,7 +116,7 @@ def test_every_stage_comes_in_and_works_like_our_own(
     for source in ("sft", "rl"):
         monkeypatch.setattr("sys.argv", ["chat-cli", "-p", "Hi", "-m", "4", "-i", source, "--device-type", "cpu"])
         with pytest.raises(SystemExit) as ended:
-            chat_cli.main()
+            nanochat.main()
         assert ended.value.code == 0
 
     async def serve() -> None:

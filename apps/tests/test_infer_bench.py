@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from nanochat_apps import infer_bench
+from nanochat_apps.infer_bench import program as infer_bench
 from nanochat_apps.testing import save_tiny_checkpoint
 
 SMALL = {"prompt_tokens": 8, "max_tokens": 6, "prefill_tokens": 32, "device_type": "cpu", "dtype": "float32"}

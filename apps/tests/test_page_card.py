@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from nanochat_apps import paths
-from nanochat_apps.page_card import MAX_POINTS, page_card, training_command
+from nanochat_apps.reports.page_card import MAX_POINTS, page_card, training_command
+from nanochat_apps.runtime import paths
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def test_facts_and_a_thinned_curve_that_ends_where_the_run_did(checkpoint):
     assert card["loss"][-1] == (400, 0.0)
     assert card["skills"] == []
     assert "suggestions" not in card
+    assert "samples" not in card
+
+
+def test_the_last_answers_of_reinforcement_learning(checkpoint):
+    lines = [{"step": step, "text": f"answer {step}", "reward": 1.0} for step in range(1, 6)]
+    (checkpoint.parent / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert page_card(checkpoint)["samples"] == ["answer 3", "answer 4", "answer 5"]
 
 
 def test_the_quickstarts_skills_and_a_question_of_those_it_is_good_at(checkpoint, tmp_path):

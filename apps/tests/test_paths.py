@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from nanochat_apps.cli import UsageError
-from nanochat_apps.paths import base_dir, checkpoints_root, find_checkpoint, model_name, tokenizer_dir
+from nanochat_apps.runtime.cli import UsageError
+from nanochat_apps.runtime.paths import base_dir, checkpoints_root, find_checkpoint, model_name, tokenizer_dir
 
 
 @pytest.fixture(autouse=True)

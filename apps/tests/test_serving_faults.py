@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError
 from aiohttp.test_utils import TestClient, TestServer
-from nanochat_apps.chat_backend import EngineBackend, create_backend
+from nanochat_apps.adapters.chat_backend import EngineBackend, create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_engine import Engine
 from nanochat_engine.testing import ScriptedLM

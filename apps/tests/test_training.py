@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
-from nanochat_apps import base_eval, base_train, chat_sft, paths, tok_eval, tok_train, training_model
-from nanochat_apps.cli import UsageError
+from nanochat_apps import base_eval, base_train, chat_sft, tok_eval, tok_train
 from nanochat_apps.quickstart import program, report
+from nanochat_apps.runtime import paths, training_model
+from nanochat_apps.runtime.cli import UsageError
 from nanochat_data import ConversationLoader
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, load_model
@@ -291,7 +292,7 @@ def test_what_is_held_out_of_a_mixture_is_not_trained_on(trained_on, tmp_path, m
             seen.setdefault(self.num_epochs, set()).add(json.dumps(self.task[index]))
             return super()._rendered(index)
 
-    monkeypatch.setattr("nanochat_data.ConversationLoader", Recording)
+    monkeypatch.setattr("nanochat_apps.chat_sft.ConversationLoader", Recording)
     mixture = f"{tmp_path / 'chats.jsonl'}:4"
     options = {"num_iterations": 60, "device_type": "cpu", "dtype": "float32", "compile": "off"}
     assert chat_sft.train(chat_sft.Settings(mixture=mixture, **options)) == 0
@@ -325,7 +326,7 @@ def test_the_rows_of_a_micro_batch_are_found_saved_and_taken_again(corpus, monke
     last = paths.find_checkpoint("base", "tiny")
     assert load_meta(last)["device_batch_size"] == 4
     shutil.rmtree(last)
-    monkeypatch.setattr("nanochat_apps.training.rows_that_fit", lambda *_, **__: pytest.fail("found already"))
+    monkeypatch.setattr("nanochat_apps.runtime.training.rows_that_fit", lambda *_, **__: pytest.fail("found already"))
     base_train.train(found)
     assert load_meta(paths.find_checkpoint("base", "tiny"))["device_batch_size"] == 4
 
@@ -395,14 +396,14 @@ def test_saving_comes_before_evaluating(corpus, monkeypatch):
             raise RuntimeError("an evaluation failed")
         return SimpleNamespace(bpb=1.0)
 
-    monkeypatch.setattr("nanochat_train.bits_per_byte", fails)
+    monkeypatch.setattr("nanochat_apps.adapters.base_evals.bits_per_byte", fails)
     for fail_at, saved in ((2, [3]), (3, [3, 6])):
         calls.clear()
         with pytest.raises(RuntimeError, match="an evaluation failed"):
             base_train.train(settings(corpus, save_every=3, overwrite=True))
         assert list_steps(root) == saved
         assert calls[0] == [] or fail_at == 3, "the first is at step 0"
-    monkeypatch.setattr("nanochat_train.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=2.0))
+    monkeypatch.setattr("nanochat_apps.adapters.base_evals.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=2.0))
     base_train.train(settings(corpus, save_every=3))
     assert load_meta(root / "step_000006")["scores"]["val_bpb"] == 2.0, "the same command evaluates what is there"
 
@@ -454,7 +455,9 @@ def test_fine_tuning_is_evaluated_on_test_splits_and_chatcores_tasks_by_flag(tra
 
 def test_the_best_checkpoint_is_kept_beside_the_last(corpus, monkeypatch):
     scores = iter([9.0, 1.0, 3.0, 2.5, 2.0, 2.0])
-    monkeypatch.setattr("nanochat_train.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=next(scores)))
+    monkeypatch.setattr(
+        "nanochat_apps.adapters.base_evals.bits_per_byte", lambda *_, **__: SimpleNamespace(bpb=next(scores))
+    )
     base_train.train(settings(corpus, num_iterations=5, eval_every=1, save_every=1, keep=1))
     assert list_steps(paths.checkpoints_root("base") / "tiny") == [1, 5]
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from nanochat_apps.chat_backend import create_backend
+from nanochat_apps.adapters.chat_backend import create_backend
 from nanochat_apps.testing import save_tiny_checkpoint
 from nanochat_serve import WorkerPool
 from nanochat_serve.testing import check_chat_backend
@@ -28,7 +28,7 @@ def test_engine_backend(checkpoint: Path) -> None:
 def test_worker_processes_that_load_while_the_server_runs(checkpoint: Path) -> None:
     async def check() -> None:
         arguments = {"checkpoint_dir": str(checkpoint), "dtype": "float32", "max_rows": 8}
-        pool = WorkerPool("nanochat_apps.chat_backend:create_worker", ["cpu", "cpu"], arguments=arguments)
+        pool = WorkerPool("nanochat_apps.adapters.chat_backend:create_worker", ["cpu", "cpu"], arguments=arguments)
         assert not pool.status().ready
         await pool.start()
         assert [(w.device, w.ready, w.max_running) for w in pool.status().workers] == [("cpu", True, 8)] * 2

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
-from nanochat_apps import cli, device, distributed, paths
-from nanochat_apps.base_settings import Settings as Settings
+import torch
+from nanochat_data import Prefetcher, PretrainLoader, TokenShards, load_core_bundle
+from nanochat_model import GPT
+from nanochat_tokenizer import Tokenizer
+from nanochat_train import Evaluated, Evaluation, ProcessGroup, Recipe, Run, Trainer
 
-if TYPE_CHECKING:
-    import torch
-    from nanochat_data import TokenShards
-    from nanochat_model import GPT
-    from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Evaluation, World
+from nanochat_apps.adapters import base_evals
+from nanochat_apps.runtime import cli, corpus, distributed, paths, pretraining, training, training_model
+from nanochat_apps.runtime.flags.base_train import Settings as Settings
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
@@ -24,48 +26,65 @@ def train(settings: Settings) -> int:
 
 def pretrain(settings: Settings) -> bool:
     """Trains, evaluates and saves; False if a signal stopped it early (its state is saved)."""
-    with distributed.joined(settings.device_type) as (world, where):
-        return _pretrain(settings, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        return _pretrain(settings, ranks, where)
 
 
-def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
-    from nanochat_data import Prefetcher, PretrainLoader
-    from nanochat_tokenizer import Tokenizer
-    from nanochat_train import Run, Trainer
-
-    from nanochat_apps import base_setup, corpus, fp8, training, training_model
-
+def _pretrain(settings: Settings, ranks: ProcessGroup, where: torch.device) -> bool:
     data = settings.data or paths.downloaded_text()
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     train_texts, val_texts = (
-        corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, world=world) for split in SPLITS
+        corpus.open_texts(data, split, tokenizer, split_on=settings.split_on, ranks=ranks) for split in SPLITS
     )
     folder = training.open_folder(settings, "base", settings.model_tag or f"d{settings.depth}")
-    if training.is_finished(folder, settings, world):
+    if training.is_finished(folder, settings, ranks):
         return True
     dtype = training_model.compute_dtype(where, settings.dtype)
-    recipe, model = base_setup.build(settings, tokenizer.vocab_size, where, dtype)
-    if settings.fp8:
-        fp8.check(where, dtype)
-        fp8.use_fp8(model)
-    T, total_rows = settings.max_seq_len, base_setup.rows_per_step(settings, recipe, world.size)
+    recipe, model = pretraining.build(settings, tokenizer.vocab_size, where, dtype)
+    plain = pretraining.in_float8(settings, model)
+    T, total_rows = settings.max_seq_len, pretraining.rows_per_step(settings, recipe, ranks.size)
     bos_id = tokenizer.bos_id if settings.document_mask else None
     trained = training_model.trained(model, settings, num_steps=recipe.num_iterations, bos_id=bos_id)
-    rows = training.micro_batch_rows(settings, folder, trained, length=T, total=total_rows, where=where, world=world)
-    if world.is_main:
-        base_setup.describe(recipe, model)
+    rows = training.micro_batch_rows(settings, folder, trained, length=T, total=total_rows, where=where, ranks=ranks)
+    if ranks.is_main:
+        pretraining.describe(recipe, model)
     if settings.init_from is not None and folder.resumed is None:
         training_model.take_weights(settings.init_from, model, tokenizer)
+    optimizer = training.make_optimizer(
+        trained, recipe.rates, ranks, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay
+    )
     loader = PretrainLoader(
         train_texts,
         batch_size=rows,
         sequence_len=T,
         seed=settings.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=ranks.rank,
+        world_size=ranks.size,
         mode=settings.packing,
     )
-    meta = {
+    with (
+        corpus.building(loader, val_texts, num_tokens=settings.eval_tokens, ranks=ranks),
+        Prefetcher(loader) as prefetched,
+    ):
+        trainer = Trainer(
+            trained,
+            optimizer,
+            prefetched,
+            pretraining.schedule(settings, recipe),
+            device=where,
+            grad_accum_steps=total_rows // rows,
+            clip_norm=settings.grad_clip,
+            ranks=ranks,
+        )
+        evals = evaluations(settings, model, tokenizer, val_texts, rows, ranks, plain)
+        meta = describe_run(recipe, rows, loader, val_texts)
+        run = Run(stage="base", evaluations=evals, epoch=lambda: prefetched.epoch)
+        return training.fit(trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta)
+
+
+def describe_run(recipe: Recipe, rows: int, loader: PretrainLoader, val_texts: list[TokenShards]) -> dict[str, Any]:
+    """What the checkpoints say of the run, beside its settings: `rows` is a rank's micro-batch."""
+    return {
         "lr_scale": recipe.lr_scale,
         "total_batch_size": recipe.total_batch_size,
         "device_batch_size": rows,
@@ -75,72 +94,45 @@ def _pretrain(settings: Settings, world: World, where: torch.device) -> bool:
         },
         "val_files": [file.name for text in val_texts for file in text.source.files],
     }
-    with (
-        corpus.building(loader, val_texts, num_tokens=settings.eval_tokens, world=world),
-        Prefetcher(loader) as prefetched,
-    ):
-        trainer = Trainer(
-            trained,
-            training.make_optimizer(
-                trained, recipe.rates, world, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay
-            ),
-            prefetched,
-            base_setup.schedule(settings, recipe),
-            device=where,
-            grad_accum_steps=total_rows // rows,
-            clip_norm=settings.grad_clip,
-            world=world,
-        )
-        evals = evaluations(settings, model, tokenizer, val_texts, rows, world)
-        run = Run(stage="base", evaluations=evals, epoch=lambda: prefetched.epoch)
-        return training.fit(trainer, run, settings=settings, folder=folder, model=model, tokenizer=tokenizer, meta=meta)
 
 
 def evaluations(
-    settings: Settings, model: GPT, tokenizer: Tokenizer, texts: list[TokenShards], rows: int, world: World
+    settings: Settings,
+    model: GPT,
+    tokenizer: Tokenizer,
+    texts: list[TokenShards],
+    rows: int,
+    ranks: ProcessGroup,
+    plain: Callable[[], AbstractContextManager[None]],
 ) -> list[Evaluation]:
-    """What is evaluated as the model trains, in bfloat16 where it trains in float8."""
-    from nanochat_data import load_core_bundle
-    from nanochat_train import Evaluated, Evaluation
-
-    from nanochat_apps import base_measures, fp8
-
+    """What is evaluated as the model trains; `plain` is the context in which it computes in bfloat16 for that."""
     most = settings.core_metric_max_per_task
     core_tasks = load_core_bundle(settings.core, max_per_task=most) if settings.core else []
 
     def validation() -> Evaluated:
-        with fp8.in_bfloat16(model):
-            found = base_measures.text_bpb(
+        with plain():
+            found = base_evals.text_bpb(
                 model,
                 tokenizer,
                 texts,
                 rows=rows,
                 max_tokens=settings.eval_tokens,
                 document_mask=settings.document_mask,
-                world=world,
+                ranks=ranks,
             )
         return Evaluated({"val_bpb": found.bpb}, [f"val bpb {found.bpb:.4f}"])
 
     def core() -> Evaluated:
-        with fp8.in_bfloat16(model):
-            score = base_measures.core(model, tokenizer, core_tasks, rows=rows, world=world).core
+        with plain():
+            score = base_evals.core(model, tokenizer, core_tasks, rows=rows, ranks=ranks).core
         return Evaluated({"core": score}, [f"CORE {score:.4f}"])
 
     def samples() -> Evaluated:
-        with fp8.in_bfloat16(model):
-            return Evaluated(lines=base_measures.samples(model, tokenizer) if world.is_main else [])
+        with plain():
+            return Evaluated(lines=base_evals.samples(model, tokenizer) if ranks.is_main else [])
 
     return [
         Evaluation(every=settings.eval_every, evaluate=validation),
         Evaluation(every=settings.core_metric_every if core_tasks else 0, evaluate=core, at_start=False),
         Evaluation(every=settings.sample_every, evaluate=samples, at_start=False),
     ]
-
-
-def main() -> None:
-    device.tune_process()
-    cli.run(train, Settings, prog="base-train", description="Pretrain a base model.")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,76 +8,24 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-import tyro
+import nanochat_engine
+import torch
+from nanochat_data import Task
+from nanochat_model import GPT
+from nanochat_train import CHAT_CORE, ChatResult, EvaluationLog, ProcessGroup, chat_core, evaluate_chat
 
-from nanochat_apps import cli, device, distributed, paths
-
-if TYPE_CHECKING:
-    import torch
-    from nanochat_data import Task
-    from nanochat_train import ChatResult, World
+from nanochat_apps.adapters.eval_model import EngineGenerator, LetterScorer, make_loglikelihood
+from nanochat_apps.adapters.tasks import load_task
+from nanochat_apps.runtime import cli, device, distributed, paths
+from nanochat_apps.runtime.flags.chat_eval import Settings
 
 PROGRESS_EVERY_S = 15.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """Which model, which tasks, and how it answers."""
-
-    source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """Stage of the model."""
-    task_name: Annotated[str | None, tyro.conf.arg(aliases=["-a"])] = None
-    """Tasks, with | or , between: arc-easy|gsm8k; the tasks of ChatCORE if not given."""
-    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
-    """0 is greedy."""
-    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
-    """Tokens of an answer at most."""
-    num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
-    """Answers to each problem; pass@k is estimated for k up to this."""
-    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Top-k: the most likely tokens to sample from; 0: all."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 8
-    """Problems at a time where a letter is the answer."""
-    num_rows: int = 32
-    """Answers at a time where they are written in words."""
-    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
-    """Tag of the model; the largest if not given."""
-    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """Step of the model; the last if not given."""
-    max_problems: Annotated[int | None, tyro.conf.arg(aliases=["-x"])] = None
-    """Problems of each task at most; all if not given."""
-    seed: int = 42
-    """Equal seeds give equal answers."""
-    unsafe_code: bool = False
-    """Run the programs that the model writes for HumanEval even where the sandbox lacks a wall, with what is there."""
-    device_type: device.DeviceType = "auto"
-    """Where to compute."""
-    dtype: Annotated[device.DtypeName | None, tyro.conf.arg(aliases=["-d"])] = None
-    """Precision; if not given bfloat16, or float32 where that decodes faster."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"--temperature {self.temperature} must be between 0 and 2")
-        if self.top_k < 0:
-            raise ValueError(f"--top-k {self.top_k} must be at least 0 (0: all tokens)")
-        for name in ("max_new_tokens", "num_samples", "batch_size", "num_rows", "max_problems"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
-        if self.num_samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"--num-samples {self.num_samples} needs a --temperature above 0: greedy answers are equal"
-            )
-
-
 def evaluate(settings: Settings) -> int:
-    """Prints a line a task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
-    from nanochat_train import CHAT_CORE
-
+    """Prints one line per task as it is done, then ChatCORE; transcripts and scores go to `report/`."""
     names = re.split(r"[|,]", settings.task_name) if settings.task_name is not None else list(CHAT_CORE)
     tasks = {
         name.strip().lower(): load_task(name.strip(), unsafe_code=settings.unsafe_code)
@@ -87,34 +35,14 @@ def evaluate(settings: Settings) -> int:
     if not tasks:
         raise cli.UsageError("--task-name is empty; give names such as arc-easy|gsm8k, or leave it out")
     checkpoint = paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
-    with distributed.joined(settings.device_type) as (world, where):
-        _evaluate(settings, tasks, checkpoint, world, where)
+    with distributed.joined(settings.device_type) as (ranks, where):
+        _evaluate(settings, tasks, checkpoint, ranks, where)
     return 0
 
 
-def load_task(name: str, *, unsafe_code: bool = False) -> Task:
-    """A task by its name, to be tested with. Raises `UsageError` for one that is unknown, or that has no grader.
-
-    HumanEval raises `SandboxError` where programs cannot be held back and `unsafe_code` does not say to run them.
-    """
-    from nanochat_data import TASKS, Task, TaskOptions, make_task
-
-    if name.lower() not in TASKS:
-        raise cli.UsageError(f"--task-name {name}: unknown task; choose from {', '.join(sorted(TASKS))}")
-    task = make_task(name, TaskOptions(split="test", mirror=paths.data_mirror(), unsafe_code=unsafe_code))
-    if type(task).evaluate is Task.evaluate:
-        raise cli.UsageError(f"--task-name {name}: its conversations have no right answers to compare with")
-    task.evaluate(task[0], "")  # what grading needs is there, or is missing now and not after an hour
-    return task
-
-
-def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, world: World, where: torch.device) -> None:
-    import nanochat_engine
-    from nanochat_model import GPT
-    from nanochat_train import EvaluationLog, chat_core, evaluate_chat
-
-    from nanochat_apps.eval_model import EngineWriter, LetterChooser, make_loglikelihood
-
+def _evaluate(
+    settings: Settings, tasks: dict[str, Task], checkpoint: Path, ranks: ProcessGroup, where: torch.device
+) -> None:
     dtype = device.choose_decode_dtype(where, settings.dtype)
     engine = nanochat_engine.load(checkpoint, device=where, dtype=dtype, max_rows=settings.num_rows)
     model = engine.model
@@ -130,7 +58,7 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         model, engine.tokenizer, batch_tokens=settings.batch_size * model.config.sequence_len
     )
     name = f"{checkpoint.parent.name}/{checkpoint.name}"
-    say(world, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
+    say(ranks, f"{settings.source} {name} on {where.type}: {', '.join(tasks)}")
     folder = paths.report_dir() / f"chat_eval_{settings.source}_{name.replace('/', '_')}"
     results = []
     for task_name, task in tasks.items():
@@ -145,23 +73,23 @@ def _evaluate(settings: Settings, tasks: dict[str, Task], checkpoint: Path, worl
         result = evaluate_chat(
             task_name,
             task,
-            write=EngineWriter(engine, params),
-            choose=LetterChooser(engine, loglikelihood, max_tokens=model.cos.size(0)),
+            generate=EngineGenerator(engine, params),
+            score_choices=LetterScorer(engine, loglikelihood, max_tokens=model.cos.size(0)),
             max_problems=settings.max_problems,
             problems_at_once=8 * settings.batch_size,
-            log=EvaluationLog(folder / f"{task_name}.jsonl", subject, world=world),
-            world=world,
-            on_progress=progress_line(task_name, world),
+            log=EvaluationLog(folder / f"{task_name}.jsonl", subject, ranks=ranks),
+            ranks=ranks,
+            on_progress=progress_line(task_name, ranks),
         )
         results.append(result)
-        say(world, table_line(result))
+        say(ranks, table_line(result))
     metric = chat_core(results)
-    if world.is_main:
+    if ranks.is_main:
         summary = {"chat_core": metric, "tasks": [dataclasses.asdict(result) for result in results]}
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if metric is not None:
-        say(world, f"ChatCORE {metric:.4f}")
-    say(world, f"every answer is in {folder}")
+        say(ranks, f"ChatCORE {metric:.4f}")
+    say(ranks, f"every answer is in {folder}")
 
 
 def table_line(result: ChatResult) -> str:
@@ -178,28 +106,19 @@ def table_line(result: ChatResult) -> str:
     return line
 
 
-def progress_line(name: str, world: World) -> Callable[[int, int], None]:
+def progress_line(name: str, ranks: ProcessGroup) -> Callable[[int, int], None]:
     """Says on stderr how far it is, every now and then."""
     last_s = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last_s
-        if world.is_main and time.monotonic() - last_s > PROGRESS_EVERY_S:
+        if ranks.is_main and time.monotonic() - last_s > PROGRESS_EVERY_S:
             last_s = time.monotonic()
             print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
 
     return report
 
 
-def say(world: World, line: str) -> None:
-    if world.is_main:
+def say(ranks: ProcessGroup, line: str) -> None:
+    if ranks.is_main:
         print(line, flush=True)
-
-
-def main() -> None:
-    device.tune_process()
-    cli.run(evaluate, Settings, prog="chat-eval", description="Test a chat model on public tasks.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,37 +1,18 @@
-"""export-checkpoint: gives a model away, as a bundle, as a model of transformers, or as an ONNX graph."""
+"""export-checkpoint: exports a model, as a bundle, as a model of transformers, or as an ONNX graph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
+from nanochat_model import GPT, load_model
+from nanochat_model.convert import to_onnx
+from nanochat_tokenizer import Tokenizer
+from nanochat_train import load_meta, verify_checkpoint
 
-from nanochat_apps import cli, paths
-
-if TYPE_CHECKING:
-    from nanochat_model import GPT
-    from nanochat_tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What to make, where, and of which model."""
-
-    out: tyro.conf.Positional[Path]
-    """Directory to make (onnx: file)."""
-    target: Annotated[Literal["bundle", "transformers", "onnx"], tyro.conf.arg(name="to")] = "bundle"
-    """bundle: all a model needs, for our programs, and for transformers where it has a place for the model;
-    transformers: the same, but refused with the reason where it has none; onnx: logits for token ids."""
-    source: Annotated[paths.Source, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """Stage of the model."""
-    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
-    """Tag of the model; the largest if not given."""
-    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
-    """Step of the model; the last if not given."""
-    checkpoint: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None
-    """Directory of the model, wherever it is; instead of source, tag and step."""
+from nanochat_apps.interop.bundle import is_classic, write_bundle
+from nanochat_apps.runtime import paths
+from nanochat_apps.runtime.flags.export_checkpoint import Settings
 
 
 def export(settings: Settings) -> int:
@@ -39,12 +20,9 @@ def export(settings: Settings) -> int:
     checkpoint = settings.checkpoint or paths.find_checkpoint(settings.source, settings.model_tag, settings.step)
     model, tokenizer, meta = load(checkpoint)
     if settings.target == "onnx":
-        from nanochat_model.convert import to_onnx
-
         to_onnx(model, settings.out)
         print(f"{settings.out}: token_ids (batch, time) -> logits (batch, time, {model.config.vocab_size})")
         return 0
-    from nanochat_apps.bundle import is_classic, write_bundle
 
     as_transformers = settings.target == "transformers" or is_classic(model)
     layout: Literal["nanochat", "transformers"] = "transformers" if as_transformers else "nanochat"
@@ -58,17 +36,5 @@ def export(settings: Settings) -> int:
 
 def load(checkpoint: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Model, tokenizer and meta of a checkpoint or a bundle, verified."""
-    from nanochat_model import load_model
-    from nanochat_tokenizer import Tokenizer
-    from nanochat_train import load_meta, verify_checkpoint
-
     verify_checkpoint(checkpoint)
     return load_model(checkpoint).eval(), Tokenizer.load(checkpoint / "tokenizer"), load_meta(checkpoint)
-
-
-def main() -> None:
-    cli.run(export, Settings, prog="export-checkpoint", description="Export a model.")
-
-
-if __name__ == "__main__":
-    main()

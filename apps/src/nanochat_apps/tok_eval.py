@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-import tyro
+import tiktoken
+from nanochat_data import open_text_source
+from nanochat_tokenizer import Tokenizer
+from rich.console import Console
+from rich.table import Table
 
-from nanochat_apps import cli, paths
-
-if TYPE_CHECKING:
-    import tiktoken
+from nanochat_apps.runtime import cli, paths
+from nanochat_apps.runtime.flags.tok_eval import Settings
 
 SAMPLES = {
     "English": "The river had risen in the night, and by morning the lower meadow was a lake to the knees of the willows. ",
@@ -23,29 +23,8 @@ SAMPLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """Which tokenizer, and which text."""
-
-    data: Annotated[Path | None, tyro.conf.arg(aliases=["-i"])] = None
-    """Folder or file of text; its validation documents are measured beside the built-in samples."""
-    split_on: str | None = None
-    """Regular expression; a .txt file is cut into documents before its matches. Default: a document per 16 MB."""
-    tokenizer: Path | None = None
-    """Tokenizer directory; default: tokenizer/ under NANOCHAT_BASE_DIR."""
-    max_chars: int = 1_000_000
-    """Characters of the data to measure at most."""
-    compare: tuple[str, ...] = ()
-    """Encodings of tiktoken to measure beside it (gpt2, cl100k_base, o200k_base); tiktoken downloads those it does not have."""
-
-
 def evaluate(settings: Settings) -> int:
     """Prints a table of bytes per token."""
-    import tiktoken
-    from nanochat_tokenizer import Tokenizer
-    from rich.console import Console
-    from rich.table import Table
-
     tokenizer = Tokenizer.load(settings.tokenizer or paths.tokenizer_dir())
     texts = dict(SAMPLES)
     if settings.data is not None:
@@ -72,8 +51,6 @@ def _count(encoding: tiktoken.Encoding, text: str) -> int:
 
 
 def _text_of(data: Path, split_on: str | None, max_chars: int) -> str:
-    from nanochat_data import open_text_source
-
     pieces, left = [], max_chars
     for document in open_text_source(data, split="val", split_on=split_on).documents():
         pieces.append(document[:left])
@@ -81,11 +58,3 @@ def _text_of(data: Path, split_on: str | None, max_chars: int) -> str:
         if left <= 0:
             break
     return "".join(pieces)
-
-
-def main() -> None:
-    cli.run(evaluate, Settings, prog="tok-eval", description="Compare how well tokenizers compress.")
-
-
-if __name__ == "__main__":
-    main()

@@ -196,6 +196,7 @@ INVALID: dict[str, list[Any]] = {
     "n": [0, 1.0, None, True],
     "logprobs": [-1, 1.5],
     "prompt_logprobs": [-1, True],
+    "constraint": ["[a-z]+", {"type": "object"}],
 }
 
 

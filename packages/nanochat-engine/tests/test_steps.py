@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from nanochat_engine import CausalLM, Completion, Engine, native
+from nanochat_engine import CausalLM, Completion, Engine, Grammars, native
 from nanochat_engine.testing import ByteTokenizer, TinyLM
 
 TOKENIZER = ByteTokenizer()
@@ -84,6 +84,7 @@ def test_compiled_steps_give_the_eager_tokens_each_model_by_its_own_weights(make
         pytest.skip("no C++ compiler")
     params: list[dict[str, Any]] = [
         {}, {"logprobs": 2}, {"presence_penalty": 1.0}, {"temperature": 0.8, "top_k": 20, "n": 2}, {"temperature": 1.0},
+        {"constraint": Grammars(TOKENIZER).regex("[a-z]{12}")},
     ]  # fmt: skip
     eager = [Engine(make(seed), TOKENIZER, max_rows=2) for seed in (1, 2)]
     fast = [Engine(make(seed), TOKENIZER, max_rows=2, compile=True) for seed in (1, 2)]

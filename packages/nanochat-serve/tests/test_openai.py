@@ -56,19 +56,33 @@ def test_chunks_share_an_id_and_end_with_done():
     assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], USAGE)
 
 
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "Now.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "wait", "parameters": None}},
+]
 REFUSED_CHATS = [
     ([], "body"),
-    (ask(tools=[{"type": "function"}]), "tools"),
+    (ask(tools=[{"type": "function"}], tool_choice="required"), "tools[0].function"),
+    (ask(tools=[{"type": "web_search"}]), "tools[0].type"),
+    (ask(tools=TOOLS), "tool_choice"),
+    (ask(tools=TOOLS, tool_choice="auto"), "tool_choice"),
+    (ask(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "other"}}), "tool_choice"),
+    (ask(tools=TOOLS, tool_choice="required", guided_regex="a"), "tools"),
     (ask(logprobs=3), "logprobs"),
     (ask(logprobs=True, top_logprobs=21), "top_logprobs"),
     (ask(tool_choice="required"), "tool_choice"),
-    (ask(guided_choice=["a"]), "guided_choice"),
+    (ask(guided_choice=["a", ""]), "guided_choice[1]"),
+    (ask(guided_json="{"), "guided_json"),
+    (ask(guided_regex="a", response_format={"type": "json_object"}), "guided_regex"),
     (ask(audio={"voice": "x"}), "audio"),
     (ask(n=9), "n"),
     (ask(n=0), "n"),
     (ask(stream="yes"), "stream"),
     (ask(stream_options=3), "stream_options"),
-    (ask(response_format={"type": "json_object"}), "response_format"),
+    (ask(response_format={"type": "xml"}), "response_format.type"),
+    (ask(response_format={"type": "json_schema"}), "response_format.json_schema"),
+    (ask(response_format={"type": "json_schema", "json_schema": {"name": "x"}}), "response_format.json_schema.schema"),
     (ask([{"type": "image_url", "image_url": {}}]), "messages[0].content[0].type"),
     (ask(None), "messages[0].content"),
     ({"model": "any"}, "messages"),
@@ -76,9 +90,9 @@ REFUSED_CHATS = [
 
 
 REFUSED_TEXTS = [
-    ({"prompt": [1, -2, 3]}, "prompt"),
-    ({"prompt": [[1], []]}, "prompt"),
-    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [1, -2, 3]}, "prompt[1]"),
+    ({"prompt": [[1], []]}, "prompt[1]"),
+    ({"prompt": [1, "a"]}, "prompt[1]"),
     ({"prompt": []}, "prompt"),
     ({"prompt": {"text": "a"}}, "prompt"),
     ({"prompt": "x" * 32_001}, "prompt"),

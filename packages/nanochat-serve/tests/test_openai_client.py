@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 from aiohttp.test_utils import TestServer
 from nanochat_serve import ContextLengthError, Finished, ServerSettings, TextDelta, Token, ToolCall, create_app
@@ -162,6 +163,47 @@ def test_a_streamed_response(reason, status):
     ]
     assert (events[-1].response.status, events[-1].response.output_text) == (status, "a b")
     assert final is None or final.output_text == "a b"
+
+
+class City(pydantic.BaseModel):
+    """Where it is."""
+
+    name: str
+    people: int
+
+
+def test_structured_output_by_its_own_helpers():
+    backend = ScriptedBackend([TextDelta('{"name": "Oslo", "people": 3}'), SCORED[-1]])
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        chat = await client.chat.completions.parse(model="any", messages=ASKED, response_format=City)
+        async with client.chat.completions.stream(model="any", messages=ASKED, response_format=City) as stream:
+            streamed = (await stream.get_final_completion()).choices[0].message.parsed
+        response = await client.responses.parse(model="any", input="x", text_format=City)
+        return chat.choices[0].message.parsed, streamed, response.output_parsed
+
+    assert talk(backend, use) == (City(name="Oslo", people=3),) * 3
+    assert [request.grammar.value["required"] for request in backend.requests] == [["name", "people"]] * 3
+
+
+def test_a_function_by_its_own_helpers():
+    backend = ScriptedBackend([TextDelta('City {"name": "Os'), TextDelta('lo", "people": 3}'), SCORED[-1]])
+    tools = [openai.pydantic_function_tool(City)]
+
+    async def use(client: openai.AsyncOpenAI) -> Any:
+        own = {"model": "any", "messages": ASKED, "tools": tools}
+        chat = await client.chat.completions.parse(**own, tool_choice="required")
+        named = {"type": "function", "function": {"name": "City"}}
+        async with client.chat.completions.stream(**own, tool_choice=named) as stream:
+            streamed = await stream.get_final_completion()
+        with pytest.raises(openai.BadRequestError, match="must be required"):
+            await client.chat.completions.create(**own)
+        return chat.choices[0], streamed.choices[0]
+
+    for choice in talk(backend, use):
+        [call] = choice.message.tool_calls
+        assert (choice.finish_reason, call.function.name) == ("tool_calls", "City")
+        assert call.function.parsed_arguments == City(name="Oslo", people=3)
 
 
 def test_models():

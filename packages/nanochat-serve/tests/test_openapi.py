@@ -16,7 +16,7 @@ PATHS = openapi_schema(ServerSettings())["paths"]
 POSTS = [path for path, methods in PATHS.items() if "post" in methods]
 BEYOND_SCHEMA = (
     *("the user begins", "in all of the user's", "half a character", "characters", "answers, limit", "must be n"),
-    "at least one message",
+    *("or else give messages", "one too many beside", "choose by itself", "not among the tools", "the text of one"),
 )
 """Complaints about what JSON Schema cannot say: order of turns, sums over fields, one of two fields, lone surrogates."""
 
@@ -89,6 +89,8 @@ def from_schema(schema: dict) -> st.SearchStrategy:
             low, high = schema.get("minimum"), schema.get("maximum")
             floats = st.floats(low, high, allow_nan=False, allow_infinity=False)
             return floats if low is not None else floats | st.integers(-(2**70), 2**70)
+        case "string" if "pattern" in schema:
+            return st.from_regex(schema["pattern"], fullmatch=True)
         case "string":
             return st.text(min_size=schema.get("minLength", 0), max_size=min(schema.get("maxLength", 30), 30))
         case "array":
@@ -134,7 +136,7 @@ def test_ten_thousand_times_what_the_schema_admits(served, request_):
 
 EXCLUDED = [
     ("/chat/completions", "messages", []),
-    ("/chat/completions", "messages", [{"role": "tool", "content": "x"}]),
+    ("/chat/completions", "messages", [{"role": "function", "content": "x"}]),
     ("/chat/completions", "messages", [{"role": "user", "content": [{"type": "python", "text": "1"}]}]),
     ("/chat/completions", "temperature", "warm"),
     ("/chat/completions", "logit_bias", {"x": 1}),
@@ -142,6 +144,10 @@ EXCLUDED = [
     ("/v1/chat/completions", "stop", ["a"] * 65),
     ("/v1/chat/completions", "n", 9),
     ("/v1/chat/completions", "tools", [{}]),
+    ("/v1/chat/completions", "tools", [{"type": "function", "function": {"name": "with blanks"}}]),
+    ("/v1/chat/completions", "tool_choice", "any"),
+    ("/v1/chat/completions", "response_format", {"type": "xml"}),
+    ("/v1/chat/completions", "guided_choice", []),
     ("/v1/completions", "prompt", []),
     ("/v1/completions", "stream", 1),
     ("/v1/responses", "input", []),

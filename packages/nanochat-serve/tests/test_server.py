@@ -80,7 +80,7 @@ MALFORMED = [
     (user(""), "messages[0].content"),
     (user(3), "messages[0].content"),
     ({"messages": [3]}, "messages[0]"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
     (
         {
@@ -100,14 +100,14 @@ MALFORMED = [
     (user("x") | {"top_k": True}, "top_k"),
     (user("x") | {"seed": 1.5}, "seed"),
     (user("x") | {"logit_bias": {"a": 1}}, "logit_bias"),
-    (user("x") | {"stop_token_ids": [-1]}, "stop_token_ids"),
+    (user("x") | {"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     (user("x") | {"ignore_eos": 1}, "ignore_eos"),
     (user([{"type": "image_url", "image_url": {"url": "x"}}]), "messages[0].content[0].type"),
     (
         {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [1]}]},
-        "messages[1].tool_calls",
+        "messages[1].tool_calls[0]",
     ),
-    (user("x") | {"stop": [1]}, "stop"),
+    (user("x") | {"stop": [1]}, "stop[0]"),
 ]
 
 

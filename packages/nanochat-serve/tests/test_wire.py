@@ -10,6 +10,7 @@ from nanochat_serve import (
     BackendStatus,
     ChatRequest,
     Finished,
+    Grammar,
     InvalidRequestError,
     ModelInfo,
     Prompt,
@@ -299,3 +300,151 @@ def test_what_crosses_to_a_worker_comes_out_the_same():
     refused = event_from_json(event_to_json(InvalidRequestError("prompt", "is odd")), 0)
     assert isinstance(refused, InvalidRequestError)
     assert str(refused) == "prompt: is odd"
+
+
+def test_a_request_chooses_among_models():
+    """Each is asked what is for it; a name that there is not means the default; a model that loads is not waited for."""
+
+    def model(text: str, max_context: int, *, ready: bool = True) -> ScriptedBackend:
+        backend = ScriptedBackend([TextDelta(text), DONE], ready=ready)
+        info = ModelInfo(max_context=max_context, vocab_size=9)
+        backend.status = lambda: BackendStatus(workers=(WorkerStatus(device="cpu", ready=backend.ready, model=info),))  # type: ignore[method-assign]
+        return backend
+
+    backends = {"base": model("b", 10), "sft": model("s", 20), "rl": model("r", 30, ready=False)}
+
+    async def session() -> Any:
+        async with TestClient(TestServer(create_app(backends, ServerSettings(model_name="sft")))) as client:
+            said = []
+            for path, key in ((CHAT, "messages"), (TEXT, "prompt"), ("/v1/responses", "input")):
+                for name in ("base", "sft", "rl", "gpt-4", None):
+                    body = {key: HI if key == "messages" else "Hi", "model": name}
+                    response = await client.post(path, json=body)
+                    said.append((response.status, (await response.json()).get("model")))
+            listed = await (await client.get("/v1/models")).json()
+            one, none = await client.get("/v1/models/rl"), await client.get("/v1/models/gpt-4")
+            plain = await (await client.post("/chat/completions", json={"messages": HI})).text()
+            probe = (await client.get("/ready")).status
+            workers = (await (await client.get("/stats")).json())["total_workers"]
+            return said, listed["data"], await one.json(), none.status, plain, probe, workers
+
+    said, listed, one, none, plain, probe, workers = asyncio.run(session())
+    assert said == [(200, "base"), (200, "sft"), (503, None), (200, "sft"), (200, "sft")] * 3
+    assert [(entry["id"], entry["max_model_len"]) for entry in listed] == [("base", 10), ("sft", 20), ("rl", 30)]
+    assert (one, none, probe, workers) == (listed[2], 404, 503, 3)
+    assert json.loads(plain.splitlines()[0].removeprefix("data: "))["token"] == "s"
+    assert [len(backend.requests) for backend in backends.values()] == [3, 10, 0]
+    assert all(backend.closed for backend in backends.values())
+
+
+def test_the_default_must_be_one_of_the_models():
+    with pytest.raises(ValueError, match="model_name='nanochat'"):
+        create_app({"a": ScriptedBackend()})
+
+
+ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "Now.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "wait"}},
+]
+NAMED = {"type": "function", "function": {"name": "wait"}}
+GRAMMARS = [
+    (CHAT, {"response_format": {"type": "text"}}, None),
+    (CHAT, {"response_format": {"type": "json_object"}}, ("json_schema", {"type": "object"}, "response_format")),
+    (
+        CHAT,
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER, "strict": True}}},
+        ("json_schema", ANSWER, "response_format"),
+    ),
+    (TEXT, {"guided_json": json.dumps(ANSWER)}, ("json_schema", ANSWER, "guided_json")),
+    (TEXT, {"guided_json": ANSWER, "n": 2}, ("json_schema", ANSWER, "guided_json")),
+    (TEXT, {"guided_regex": "a+"}, ("regex", "a+", "guided_regex")),
+    (CHAT, {"guided_choice": ["yes", "no"]}, ("choice", ["yes", "no"], "guided_choice")),
+    (CHAT, {"guided_grammar": "start: /a/"}, ("lark", "start: /a/", "guided_grammar")),
+    (CHAT, {"tools": TOOLS, "tool_choice": "none"}, None),
+    (CHAT, {"tools": [], "tool_choice": "auto"}, None),
+    (CHAT, {"tools": TOOLS, "tool_choice": "required"}, ("calls", {"get_weather": CITY, "wait": NOTHING}, "tools")),
+    (CHAT, {"tools": TOOLS, "tool_choice": NAMED}, ("calls", {"wait": NOTHING}, "tools")),
+    ("/v1/responses", {"text": {"format": {"type": "text"}}}, None),
+    (
+        "/v1/responses",
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": ANSWER}}},
+        ("json_schema", ANSWER, "text.format"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "expected"), GRAMMARS)
+def test_what_an_answer_must_look_like_reaches_the_backend(path, fields, expected):
+    backend = ScriptedBackend([DONE])
+    body = {"messages": HI, "prompt": "Hi", "input": "Hi", **fields}
+    [(status, _, answer)] = exchange(backend, (path, body))
+    assert status == 200, answer
+    [request] = backend.requests
+    assert request.grammar == (expected and Grammar(*expected))
+    assert request_from_json(json.loads(encode(request_to_json(request)))) == request
+
+
+def test_what_is_no_grammar_is_said_of_its_field():
+    backend = ScriptedBackend([InvalidRequestError("guided_regex", "repetition operator missing expression")])
+    [(status, _, answer)] = exchange(backend, (TEXT, {"prompt": "Hi", "guided_regex": "+", "stream": True}))
+    assert (status, answer["error"]["param"]) == (400, "guided_regex")
+
+
+CALL = [TextDelta("get_w"), TextDelta('eather {"city": "Pa'), TextDelta('ris"}'), DONE]
+
+
+def test_a_function_is_called():
+    body = {"messages": HI, "tools": TOOLS, "tool_choice": "required", "n": 2}
+    backend = ScriptedBackend(CALL)
+    whole, stream = exchange(backend, (CHAT, body), (CHAT, body | {"stream": True}))
+    said = backend.requests[0].messages
+    assert said == ({"role": "system", "content": "Functions:\nget_weather(city) Now.\nwait()"}, *HI)
+    ids = set()
+    for choice in whole[2]["choices"]:
+        [call] = choice["message"]["tool_calls"]
+        assert (choice["message"]["content"], choice["finish_reason"], call["type"]) == (None, "tool_calls", "function")
+        assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        ids.add(call["id"])
+    assert len(ids) == 2
+    for index in range(2):
+        choices = [chunk["choices"][0] for chunk in stream[2] if chunk["choices"][0]["index"] == index]
+        calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+        assert choices[0]["delta"]["role"] == "assistant"
+        assert not any("content" in choice["delta"] for choice in choices)
+        assert {call["index"] for call in calls} == {0}
+        assert [call["function"].get("name") for call in calls] == ["get_weather", None]
+        assert [call.get("type") for call in calls] == ["function", None]
+        assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Paris"}'
+        assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_is_cut_off_is_no_finished_one():
+    cut = [CALL[0], Finished(reason="length", prompt_tokens=2, completion_tokens=5)]
+    body = {"messages": HI, "tools": TOOLS, "tool_choice": NAMED}
+    for _, _, answer in exchange(ScriptedBackend(cut), (CHAT, body)):
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert "tool_calls" not in answer["choices"][0]["message"]
+
+
+def test_a_functions_result_comes_back_as_the_users_word():
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "18 degrees"},
+    ]
+    backend = ScriptedBackend([DONE])
+    [(status, _, answer)] = exchange(backend, (CHAT, {"messages": messages, "tools": TOOLS, "tool_choice": "none"}))
+    assert status == 200, answer
+    assert backend.requests[0].messages == (
+        *messages[:2],
+        {"role": "assistant", "content": "\n".join(['get_weather {"city": "Paris"}'] * 2)},
+        {"role": "user", "content": "18 degrees"},
+    )
+    called = {"messages": messages[:2], "tools": TOOLS[1:], "tool_choice": "required"}
+    exchange(backend, (CHAT, called))
+    assert backend.requests[1].messages[0]["content"] == "Functions:\nwait()\n\nBe brief."

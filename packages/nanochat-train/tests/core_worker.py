@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from nanochat_train import EvaluationLog, World, evaluate_core
+from nanochat_train import EvaluationLog, ProcessGroup, evaluate_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ def loglikelihood(pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float,
 def main(rank: int, size: int, folder: str) -> None:
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    world = World.current()
-    log = EvaluationLog(Path(folder) / "log.jsonl", {"of": "this"}, world=world)
-    result = evaluate_core(TASKS, encode, loglikelihood, items_at_once=2, log=log, world=world)
+    ranks = ProcessGroup.current()
+    log = EvaluationLog(Path(folder) / "log.jsonl", {"of": "this"}, ranks=ranks)
+    result = evaluate_core(TASKS, encode, loglikelihood, items_at_once=2, log=log, ranks=ranks)
     (Path(folder) / f"result_{rank}.json").write_text(json.dumps(dataclasses.asdict(result)))
     if size > 1:
         dist.destroy_process_group()

@@ -7,7 +7,16 @@ import statistics
 from dataclasses import dataclass
 
 import pytest
-from nanochat_train import CHAT_CORE, Answer, ChatResult, EvaluationLog, World, chat_core, evaluate_chat, pass_at_k
+from nanochat_train import (
+    CHAT_CORE,
+    Answer,
+    ChatResult,
+    EvaluationLog,
+    ProcessGroup,
+    chat_core,
+    evaluate_chat,
+    pass_at_k,
+)
 
 
 @dataclass
@@ -47,7 +56,7 @@ def choose_first(conversations, letters):
 
 
 def evaluate(task, **options):
-    return evaluate_chat("t", task, write=write_some, choose=choose_first, **options)
+    return evaluate_chat("t", task, generate=write_some, score_choices=choose_first, **options)
 
 
 def test_pass_at_k_is_the_mean_over_all_ways_to_draw():
@@ -83,7 +92,7 @@ def test_nothing_finite_is_no_answer():
     def choose(conversations, letters):
         return [[math.nan, math.inf, -math.inf] for _ in conversations]
 
-    result = evaluate_chat("t", Task(3, "categorical"), write=write_some, choose=choose)
+    result = evaluate_chat("t", Task(3, "categorical"), generate=write_some, score_choices=choose)
     assert (result.accuracy, result.num_unanswered) == (0.0, 3)
 
 
@@ -100,9 +109,9 @@ def test_an_evaluation_goes_on_from_its_log_and_takes_the_first_problems(tmp_pat
 
     path = tmp_path / "log.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_chat("t", Task(10), write=write, choose=choose_first, log=EvaluationLog(path, {}))
+        evaluate_chat("t", Task(10), generate=write, score_choices=choose_first, log=EvaluationLog(path, {}))
     done = len(EvaluationLog(path, {}).done("t"))
-    result = evaluate_chat("t", Task(10), write=write, choose=choose_first, log=EvaluationLog(path, {}))
+    result = evaluate_chat("t", Task(10), generate=write, score_choices=choose_first, log=EvaluationLog(path, {}))
     assert result == whole
     assert len(asked) == 5 + 10 - done
     assert evaluate(Task(10), max_problems=4, log=EvaluationLog(path, {})) == evaluate(Task(4))
@@ -111,9 +120,9 @@ def test_an_evaluation_goes_on_from_its_log_and_takes_the_first_problems(tmp_pat
 def test_ranks_share_the_problems_out(monkeypatch):
     """What two ranks would tell each other, put together by hand."""
     told = []
-    monkeypatch.setattr(World, "sum", lambda self, *values: told.append(values) or list(values))
+    monkeypatch.setattr(ProcessGroup, "sum", lambda self, *values: told.append(values) or list(values))
     for rank in (0, 1):
-        evaluate(Task(7), world=World(rank, 2))
+        evaluate(Task(7), ranks=ProcessGroup(rank, 2))
     (_, first), (_, second) = told[:2], told[2:]
     assert first[0] + second[0] == 7
     assert (first[2] + second[2]) / 7 == pytest.approx(evaluate(Task(7)).accuracy)

@@ -19,11 +19,11 @@ from nanochat_train import (
     Logger,
     MuonAdamW,
     Pretraining,
+    ProcessGroup,
     Rates,
     Run,
     ShardedMuonAdamW,
     Trainer,
-    World,
     bits_per_byte,
     list_steps,
     load_training_state,
@@ -155,8 +155,10 @@ def test_a_trial_step_finds_the_rows_that_fit_and_leaves_nothing_behind(most, to
 def test_ranks_agree_on_the_rows_that_fit_the_one_with_the_least_memory(monkeypatch):
     """The other rank has room for three rows."""
     others = iter([1, 1, 0])
-    monkeypatch.setattr(World, "gather", lambda self, value: [float(value), float(next(others))])
-    rows = rows_that_fit(BigramModel(), length=7, most=12, total=12, device=torch.device("cpu"), world=World(0, 2))
+    monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: [float(value), float(next(others))])
+    rows = rows_that_fit(
+        BigramModel(), length=7, most=12, total=12, device=torch.device("cpu"), ranks=ProcessGroup(0, 2)
+    )
     assert rows == 3
 
 
@@ -287,7 +289,7 @@ def test_numbers_are_summed_on_the_cpu_unless_nccl_is_alone(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
     for backends in ("cpu:gloo,cuda:nccl", "cuda:nccl", "cpu:gloo,cuda:gloo"):
         monkeypatch.setattr(dist, "get_backend_config", lambda backends=backends: backends)
-        assert World(0, 2).sum(1.5, 2) == [3.0, 4.0]
+        assert ProcessGroup(0, 2).sum(1.5, 2) == [3.0, 4.0]
     assert devices == ["cpu", "cuda", "cpu"]
 
 

@@ -7,15 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nanochat_train import MuonAdamW, Rates, Recipe, param_groups, schedules
-from nanochat_train.muon import POLAR_EXPRESS_COEFFICIENTS
+from nanochat_train.muon import POLAR_EXPRESS_COEFFICIENTS, orthogonalise
 
 
-def test_adamw_groups_equal_torch():
+@pytest.mark.parametrize("given", [{}, {"betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.1}])
+def test_adamw_groups_equal_torch(given):
     start = torch.randn(7, 5)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    settings = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
-    our_optimizer = MuonAdamW([{"params": [ours], "kind": "adamw", **settings}])
-    their_optimizer = torch.optim.AdamW([theirs], **settings)
+    our_optimizer = MuonAdamW([{"params": [ours], "kind": "adamw", "lr": 0.01, **given}])
+    settings = {"betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0, **given}
+    their_optimizer = torch.optim.AdamW([theirs], lr=0.01, **settings)
     for _ in range(20):
         ours.grad = theirs.grad = torch.randn(7, 5)
         our_optimizer.step()
@@ -43,13 +44,14 @@ def plain_muon(weight, grad, buffer, second, *, lr, momentum, beta2, weight_deca
     return weight - lr * update - lr * decay, buffer, second
 
 
+@pytest.mark.parametrize("given", [{}, {"momentum": 0.9, "beta2": 0.8, "weight_decay": 0.3}])
 @pytest.mark.parametrize("shape", [(8, 8), (12, 5), (4, 16)])
-def test_muon_groups_equal_the_plain_formulas(shape):
+def test_muon_groups_equal_the_plain_formulas(shape, given):
     m, n = shape
     generator = torch.Generator().manual_seed(m)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
-    settings = {"lr": 0.02, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.3}
-    optimizer = MuonAdamW([{"params": params, "kind": "muon", **settings}])
+    optimizer = MuonAdamW([{"params": params, "kind": "muon", "lr": 0.02, **given}])
+    settings = {"lr": 0.02, "momentum": 0.95, "beta2": 0.9, "weight_decay": 0.0, **given}
     plain = [
         (p.detach().double(), torch.zeros(shape).double(), torch.zeros((m, 1) if m >= n else (1, n)).double())
         for p in params
@@ -61,6 +63,21 @@ def test_muon_groups_equal_the_plain_formulas(shape):
         optimizer.step()
         for param, (expected, _, _) in zip(params, plain, strict=True):
             torch.testing.assert_close(param.double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_five_steps_bring_singular_values_from_a_thousandth_to_one_near_one():
+    left, right = (torch.linalg.qr(torch.randn(rows, 64, dtype=torch.float64))[0] for rows in (64, 128))
+    matrix = left * (0.99 * torch.logspace(-3, 0, 64, dtype=torch.float64)) @ right.T
+    worked = [
+        (0.008075, 1.988775),
+        (0.032645, 1.963804),
+        (0.126947, 1.869116),
+        (0.412288, 1.572637),
+        (0.852669, 1.141007),
+    ]
+    for steps, ends in enumerate(worked, start=1):
+        values = torch.linalg.svdvals(orthogonalise(matrix[None], steps=steps)[0])
+        assert (float(values.min()), float(values.max())) == pytest.approx(ends, rel=1e-5)
 
 
 def test_matrices_without_gradient_rows_stay_finite():

@@ -10,10 +10,10 @@ import torch
 from nanochat_train import (
     MuonAdamW,
     PolicyGradient,
+    ProcessGroup,
     Rollout,
     RolloutLoader,
     Trainer,
-    World,
     policy_weights,
 )
 from nanochat_train.testing import BigramModel
@@ -35,7 +35,7 @@ GROUP = [
 
 
 def make_loader(
-    collect, *, num_examples=6, examples_per_step=2, rows_per_batch=2, world=None, num_samples=4, seed=0, **more
+    collect, *, num_examples=6, examples_per_step=2, rows_per_batch=2, ranks=None, num_samples=4, seed=0, **more
 ):
     return RolloutLoader(
         collect,
@@ -46,7 +46,7 @@ def make_loader(
         pad_id=0,
         seed=seed,
         identity={"task": "a"},
-        world=world,
+        ranks=ranks,
         **more,
     )
 
@@ -126,7 +126,7 @@ def test_groups_that_tie_are_sampled_again_and_entropy_is_of_all_that_was_sample
     assert means["entropy"] == 1.5
     whole = list(asked)
     asked.clear()
-    make = make_loader(collect, max_resamples=2, world=World(1, 2))
+    make = make_loader(collect, max_resamples=2, ranks=ProcessGroup(1, 2))
     next(make)
     assert [(indices, seeds) for indices, seeds in asked] == [(i[1:], s[1:]) for i, s in whole], "ranks change nothing"
 
@@ -172,20 +172,20 @@ def test_statistics_are_means_over_rollouts():
 
 
 def test_ranks_share_a_step_out_and_together_sample_what_one_process_samples():
-    def asked(world):
+    def asked(ranks):
         calls = []
 
         def collect(indices, seeds):
             calls.append(list(zip(indices, seeds, strict=True)))
             return [GROUP] * len(indices)
 
-        loader = make_loader(collect, examples_per_step=4, world=world)
+        loader = make_loader(collect, examples_per_step=4, ranks=ranks)
         for _ in range(3 * loader.batches_per_step):
             next(loader)
         return calls
 
-    whole = asked(World())
-    halves = [asked(World(rank, 2)) for rank in range(2)]
+    whole = asked(ProcessGroup())
+    halves = [asked(ProcessGroup(rank, 2)) for rank in range(2)]
     for step, calls in enumerate(whole):
         assert calls[::2] == halves[0][step]
         assert calls[1::2] == halves[1][step]
@@ -226,7 +226,7 @@ def test_a_position_of_another_run_is_refused_by_name():
         ({"examples_per_step": 7}, "examples_per_step=7"),
         ({"num_samples": 1}, "num_samples=1"),
         ({"rows_per_batch": 0}, "rows_per_batch=0"),
-        ({"examples_per_step": 3, "world": World(0, 2)}, "no multiple of the 2 ranks"),
+        ({"examples_per_step": 3, "ranks": ProcessGroup(0, 2)}, "no multiple of the 2 ranks"),
     ],
 )
 def test_bad_sizes_are_named(changes, complaint):

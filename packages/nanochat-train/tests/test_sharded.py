@@ -11,10 +11,10 @@ import torch.distributed as dist
 from nanochat_train import (
     MuonAdamW,
     Pretraining,
+    ProcessGroup,
     Rates,
     ShardedMuonAdamW,
     Trainer,
-    World,
     load_training_state,
     param_groups,
     save_checkpoint,
@@ -69,7 +69,7 @@ def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    world = World.current()
+    ranks = ProcessGroup.current()
     model = Model()
     trainer = Trainer(
         model,
@@ -78,7 +78,7 @@ def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume
         Pretraining(num_iterations=50),
         device=torch.device("cpu"),
         grad_accum_steps=MICRO_BATCHES // size,
-        world=world,
+        ranks=ranks,
     )
     if resume_from is not None:
         model.load_state_dict(load_file(resume_from / "model.safetensors"))
@@ -87,7 +87,7 @@ def train_rank(rank: int, size: int, folder: Path, start: int, stop: int, resume
     reports = []
     trainer.fit(reports.append, should_stop=lambda: rank == size - 1 and trainer.step >= stop)
     training = state.capture(trainer)
-    if world.is_main:
+    if ranks.is_main:
         save_checkpoint(
             folder / "saved",
             trainer.step,

@@ -1,5 +1,1 @@
 """quickstart: a small chat model trained on the spot, from a generated world, and talked to. No network data, no GPU."""
-
-from nanochat_apps.quickstart.program import main
-
-__all__ = ["main"]

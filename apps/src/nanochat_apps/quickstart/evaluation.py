@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanochat_data.synthetic import TinyWorld, grade
-
-if TYPE_CHECKING:
-    from nanochat_engine import Engine
+from nanochat_engine import Engine
 
 HELD_OUT = {
     "arithmetic": "arithmetic with the tool",

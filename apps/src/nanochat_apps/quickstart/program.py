@@ -8,15 +8,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nanochat_apps import base_train, chat_rl, chat_sft, cli, device, paths
+from nanochat_data import open_text_source
+from nanochat_data.synthetic import Split, TinyWorld
+from nanochat_data.tasks import TinyWorldTask
+from nanochat_engine import Engine, load
+from nanochat_tokenizer import train_tokenizer
+from nanochat_train import list_steps
 
-if TYPE_CHECKING:
-    from nanochat_data.synthetic import Split
-    from nanochat_engine import Engine
-
-    from nanochat_apps.quickstart.evaluation import Score
+from nanochat_apps import base_train, chat_rl, chat_sft, chat_web
+from nanochat_apps.quickstart import evaluation, report
+from nanochat_apps.quickstart.evaluation import MAX_ANSWER_TOKENS, Score
+from nanochat_apps.runtime import cli, device, paths, roofline
+from nanochat_apps.runtime.flags.quickstart import Settings
 
 TAG = "quickstart"
 SEQUENCE_LEN = 256
@@ -30,21 +35,6 @@ OTHER_MINUTES = 4.0
 """Compiling, sampling for reinforcement learning, and evaluations."""
 RATE_BOOST = 3.4
 """The recipe's rates suit long runs; scaled down for a batch this small they would learn too slowly in minutes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """Everything has a default; a second run skips what is done."""
-
-    smoke: bool = False
-    """All stages on a toy size, in about a minute: shows that the machinery works, not that the model does."""
-    fresh: bool = False
-    """Remove what an earlier quickstart made and start over."""
-    serve: bool = False
-    """Start the chat server at the end."""
-    port: int = 8000
-    device_type: device.DeviceType = "auto"
-    seed: int = 42
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,10 +101,10 @@ class Quickstart:
         """What will happen and how long it should take, from this machine's measured speed."""
         where = device.choose_device(self.settings.device_type)
         dtype = device.choose_dtype(where)
-        flops = device.measure_matmul_flops(where, dtype)
+        flops = roofline.measure_matmul_flops(where, dtype)
         tokens = (self.size.base_steps + self.size.sft_steps) * BATCH_TOKENS
         minutes = tokens * FLOPS_PER_TOKEN / (USUAL_MFU * flops) / 60 + OTHER_MINUTES
-        why = "" if device.has_fast_bf16(where) else "; this processor has no fast bf16"
+        why = "" if device.has_fast_bf16(where) else "; this CPU has no fast bf16"
         say(f"quickstart: everything goes to {self.folder.parent}")
         say(f"training {tokens / 1e6:.1f} M tokens on {where.type} in {str(dtype).removeprefix('torch.')}{why}")
         say(f"expect about {max(1, round(minutes))} minutes; Ctrl-C stops, and the same command resumes")
@@ -137,8 +127,6 @@ class Quickstart:
         return loaded
 
     def _data(self) -> bool | None:
-        from nanochat_data.synthetic import TinyWorld
-
         if (self.folder / "data" / "valid.jsonl").exists():
             return None
         world = TinyWorld(self.settings.seed)
@@ -150,9 +138,6 @@ class Quickstart:
         return True
 
     def _tokenizer(self) -> bool | None:
-        from nanochat_data import open_text_source
-        from nanochat_tokenizer import train_tokenizer
-
         directory = self.folder / "tokenizer"
         if (directory / "tokenizer.json").exists():
             return None
@@ -195,8 +180,6 @@ class Quickstart:
         return base_train.pretrain(settings)
 
     def _sft(self) -> bool | None:
-        from nanochat_data.tasks import TinyWorldTask
-
         steps = self.size.sft_steps
         done = last_step("sft", self.tag)
         if done == steps:
@@ -218,10 +201,6 @@ class Quickstart:
         return chat_sft.fine_tune(settings, task)
 
     def _rl(self) -> bool | None:
-        from nanochat_data.tasks import TinyWorldTask
-
-        from nanochat_apps.quickstart.evaluation import MAX_ANSWER_TOKENS
-
         steps = self.size.rl_steps
         done = last_step("rl", self.tag)
         if done == steps:
@@ -255,10 +234,6 @@ class Quickstart:
         return chat_rl.reinforce(settings, train_task, test_task)
 
     def _evaluate_and_report(self) -> None:
-        from nanochat_engine import load
-
-        from nanochat_apps.quickstart import evaluation, report
-
         where = device.choose_device(self.settings.device_type)
         engines = {
             stage: load(paths.find_checkpoint(stage, self.tag), device=where, dtype=device.choose_decode_dtype(where))
@@ -286,8 +261,6 @@ class Quickstart:
 
     def _scores(self, engines: Mapping[str, Engine]) -> dict[str, list[Score]]:
         """Of the model before and after reinforcement learning, measured once and kept."""
-        from nanochat_apps.quickstart import evaluation
-
         file = self.folder / "scores.json"
         if file.exists():
             say("evaluation: done already")
@@ -306,8 +279,6 @@ class Quickstart:
 
 def last_step(source: str, tag: str) -> int:
     """The last complete step of a tag, 0 where there is none."""
-    from nanochat_train import list_steps
-
     return max(list_steps(paths.checkpoints_root(source) / tag), default=0)
 
 
@@ -330,17 +301,6 @@ def start(settings: Settings) -> int:
     if not quickstart.run():
         return cli.INTERRUPTED
     if settings.serve:
-        from nanochat_apps import chat_web
-
         web = chat_web.Settings(source="rl", model_tag=quickstart.tag, host="127.0.0.1", port=settings.port)
         return chat_web.serve(web) or 0
     return 0
-
-
-def main() -> None:
-    device.tune_process()
-    cli.run(start, Settings, prog="quickstart", description="Train a small chat model on the spot and talk to it.")
-
-
-if __name__ == "__main__":
-    main()

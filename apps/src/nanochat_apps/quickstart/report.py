@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_apps import page
+from matplotlib.figure import Figure
+from nanochat_train import read_metrics
+
 from nanochat_apps.quickstart.evaluation import Score
+from nanochat_apps.reports import page
 
 
 def write(
@@ -21,8 +24,6 @@ def write(
     metrics: Mapping[str, Path],
 ) -> Path:
     """Writes `report.html`, which needs nothing beside itself, and returns it."""
-    from nanochat_train import read_metrics
-
     curves = {stage: read_metrics(path) for stage, path in metrics.items()}
     total_s = sum(timings.values())
     sections = [
@@ -53,28 +54,24 @@ def write(
 
 def curve_svg(stage: str, rows: Sequence[Mapping[str, float]]) -> str:
     """Training loss over steps, with the points where validation was measured beside it."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     losses = [(row["step"], row["step_loss"]) for row in rows if "step_loss" in row]
     smooth = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     axes.plot(*zip(*losses, strict=True), color="#b6c2cf", linewidth=0.8, label="each step")
     axes.plot(*zip(*smooth, strict=True), color="#0969da", label="moving average")
-    axes.set(xlabel="step", ylabel="loss, nats a token", title=f"{stage}")
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=f"{stage}")
     bpb = [(row["step"], row["val_bpb"]) for row in rows if "val_bpb" in row]
     if bpb:
         right = axes.twinx()
         right.plot(*zip(*bpb, strict=True), "o-", color="#cf222e", label="validation")
-        right.set_ylabel("validation, bits a byte", color="#cf222e")
+        right.set_ylabel("validation, bits per byte", color="#cf222e")
     axes.legend(loc="upper right")
     return page.as_svg(figure)
 
 
 def reward_svg(rows: Sequence[Mapping[str, float]]) -> str:
     """Mean reward of a step's rollouts, and the share of test questions that one answer gets right."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for name, style in (("reward", "-"), ("pass@1", "o-")):

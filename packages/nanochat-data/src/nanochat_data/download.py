@@ -121,22 +121,7 @@ def download_shards(
     naming the file that could not be had, at once or after several tries; the others are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / MANIFEST
-    kept: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-    commit = kept.get("commit") if revision is None else None
-    commit = commit or _persistently(partial(hub.commit, revision), f"the commit of {hub.repo}", sleep)
-    if kept and (kept["repo"], kept["commit"]) != (hub.repo, commit):
-        raise ValueError(
-            f"{folder} holds {kept['repo']} at {kept['commit']}, not {hub.repo} at {commit}; give another folder"
-        )
-    expected = _persistently(partial(hub.files, names, commit), f"the list of {len(names)} files", sleep)
-    missing = [name for name in names if name not in expected]
-    if missing:
-        raise OSError(f"the hub has no checksum for {missing[0]}; is the name right?")
-    files = kept.get("files", {}) | {name: asdict(expected[name]) for name in names}
-    temporary = manifest.with_name(f".{MANIFEST}.tmp")
-    temporary.write_text(json.dumps({"repo": hub.repo, "commit": commit, "files": files}, indent=1), encoding="utf-8")
-    temporary.replace(manifest)
+    commit, expected = _write_manifest(folder, names, hub, revision, sleep)
 
     def fetch(name: str) -> None:
         path = folder / name
@@ -158,6 +143,29 @@ def download_shards(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [folder / name for name in names]
+
+
+def _write_manifest(
+    folder: Path, names: Sequence[str], hub: Hub, revision: str | None, sleep: Callable[[float], None]
+) -> tuple[str, Mapping[str, HubFile]]:
+    """The folder's commit, and what the hub says of these files at it; both are in its `download.json` from then on."""
+    manifest = folder / MANIFEST
+    kept: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    commit = kept.get("commit") if revision is None else None
+    commit = commit or _persistently(partial(hub.commit, revision), f"the commit of {hub.repo}", sleep)
+    if kept and (kept["repo"], kept["commit"]) != (hub.repo, commit):
+        raise ValueError(
+            f"{folder} holds {kept['repo']} at {kept['commit']}, not {hub.repo} at {commit}; give another folder"
+        )
+    expected = _persistently(partial(hub.files, names, commit), f"the list of {len(names)} files", sleep)
+    missing = [name for name in names if name not in expected]
+    if missing:
+        raise OSError(f"the hub has no checksum for {missing[0]}; is the name right?")
+    files = kept.get("files", {}) | {name: asdict(expected[name]) for name in names}
+    temporary = manifest.with_name(f".{MANIFEST}.tmp")
+    temporary.write_text(json.dumps({"repo": hub.repo, "commit": commit, "files": files}, indent=1), encoding="utf-8")
+    temporary.replace(manifest)
+    return commit, expected
 
 
 def _persistently(attempt: Callable[[], T], what: str, sleep: Callable[[float], None]) -> T:

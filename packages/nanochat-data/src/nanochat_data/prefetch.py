@@ -69,7 +69,7 @@ class Prefetcher:
         self._after = self._stand()
 
     def close(self) -> None:
-        """Ends the thread. The wrapped loader is then ahead of this one's state; load a state before going on."""
+        """Ends the thread. The wrapped loader is then ahead of this one's state; load a state before continuing."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None

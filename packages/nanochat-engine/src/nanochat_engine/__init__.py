@@ -5,8 +5,9 @@ from nanochat_engine.calculator import use_calculator
 from nanochat_engine.checkpoint import load
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.engine import Engine, EventStream
+from nanochat_engine.grammar import Grammars
 from nanochat_engine.kv_cache import KVCache
-from nanochat_engine.protocols import CausalLM, ChatRenderer, KVCacheLike, KVSpec, Tokenizer
+from nanochat_engine.protocols import CausalLM, ChatRenderer, KVCacheLike, KVSpec, TokenConstraint, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
 from nanochat_engine.sampling import Logprobs, SamplingParams, sample_next_token, sample_seed
 from nanochat_engine.text_stream import TextStream, ToolCall
@@ -24,6 +25,7 @@ __all__ = [
     "Event",
     "EventStream",
     "FinishReason",
+    "Grammars",
     "KVCache",
     "KVCacheLike",
     "KVSpec",
@@ -32,6 +34,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "TextStream",
+    "TokenConstraint",
     "Tokenizer",
     "Tool",
     "ToolCall",

@@ -36,7 +36,7 @@ def load(
     if torch.device(device).type != "cpu":
         return _load(directory, device, dtype, quantize, settings)
     # On a thread that ends: OpenMP keeps threads for every one that ever computed, and those of an engine that is driven
-    # from elsewhere would sleep instead of wait for their work once all of them outnumber the processors.
+    # from elsewhere would sleep instead of wait for their work once all of them outnumber the cores.
     with ThreadPoolExecutor(1) as loader:
         return loader.submit(_load, directory, device, dtype, quantize, settings).result()
 

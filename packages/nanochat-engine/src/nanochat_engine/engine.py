@@ -188,8 +188,7 @@ class Engine:
         """Answers many requests together: for each its completions, in order."""
         for request in requests:
             request.check_fits(self.model.max_context)
-        streams = [self._completions(request) for request in requests]
-        # Each stream is submitted before the first is read, so that they share the steps.
+        streams = [self._completions(request) for request in requests]  # all there before one is read
         return [list(stream) for stream in streams]
 
     def _completions(self, request: Request) -> Iterator[Completion]:
@@ -314,8 +313,7 @@ class Engine:
         params = SamplingParams(n=num_samples, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
         [completions] = self.run([Request(token_ids=list(tokens), params=params)])
         results = [[*tokens, *completion.token_ids] for completion in completions]
-        masks = [[0] * len(tokens) + completion.mask for completion in completions]
-        return results, masks
+        return results, [[0] * len(tokens) + completion.mask for completion in completions]
 
 
 def _changed(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanochat_engine.protocols import TokenConstraint
 from nanochat_engine.sampling import Logprobs, SamplingParams
 
 
@@ -43,6 +44,8 @@ class Draw:
     token_ids: Sequence[int]
     """The sequence so far."""
     num_prompt: int
+    constraint: TokenConstraint | None = None
+    """What may come next, as it stands after the sequence so far."""
 
 
 @dataclass(frozen=True, slots=True)

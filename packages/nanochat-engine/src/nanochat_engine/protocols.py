@@ -92,3 +92,19 @@ class ChatRenderer(Protocol):
     """A conversation as the token ids that an assistant's turn follows."""
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], /) -> list[int]: ...
+
+
+class TokenConstraint(Protocol):
+    """Which tokens a completion may have, such as a grammar; `nanochat_engine.grammar` makes some."""
+
+    def start(self) -> TokenConstraint:
+        """A fresh one, for one completion."""
+        ...
+
+    def allowed(self) -> bytes:
+        """Bit `i % 8` of byte `i // 8` says whether token i may come next; one must. Tokens beyond the last may not."""
+        ...
+
+    def accept(self, token_id: int, /) -> None:
+        """The completion has gone on with this token."""
+        ...

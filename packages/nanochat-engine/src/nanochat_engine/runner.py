@@ -21,6 +21,7 @@ from nanochat_engine.sampling import (
     Logprobs,
     SamplingParams,
     adjust_logits,
+    constrain_logits,
     sample,
     settings_tensor,
     take_logprobs,
@@ -72,29 +73,35 @@ class CachedRunner:
             self._steps.close()
 
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
-        """One token for each chunk by a compiled or captured step."""
-        padding = step.num_rows - len(chunks)
+        """One token for each chunk by a compiled or captured step, which also samples where all of them are simple."""
         params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
         simple = len(params) == len(chunks) and all(own.is_simple for own in params)
+        if not simple or any(chunk.num_scored for chunk in chunks):
+            return _compute(lambda some: self._step(step, some, [])[1], chunks)
         try:
-            inputs = torch.tensor(
-                [
-                    [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
-                    [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
-                    [chunk.start for chunk in chunks] + [0] * padding,
-                    [chunk.previous_id for chunk in chunks] + [-1] * padding,
-                ]
-            )
-            uniforms = [_uniform(chunk) for chunk in chunks] if simple else []
-            padded = params + [_GREEDY] * padding if simple else [_GREEDY] * step.num_rows
-            tokens, logits = step.call(
-                inputs, settings_tensor(padded, uniforms + [0.0] * (step.num_rows - len(uniforms)))
-            )
+            return [Sampled(token) for token in self._step(step, chunks, params)[0].tolist()[: len(chunks)]]
         except Exception as error:
             return [Sampled(error=error)] * len(chunks)
-        if simple and not any(chunk.num_scored for chunk in chunks):
-            return [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
-        return sample_chunks(chunks, logits[: len(chunks)].repeat_interleave(_num_logits(chunks, logits.device), dim=0))
+
+    def _step(
+        self, step: FastSteps.Step, chunks: Sequence[Chunk], params: Sequence[SamplingParams]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens sampled by the parameters, greedily without any, and logits (M, V) at the positions wanted."""
+        padding = step.num_rows - len(chunks)
+        inputs = torch.tensor(
+            [
+                [chunk.token_ids[0] for chunk in chunks] + [0] * padding,
+                [chunk.row for chunk in chunks] + [self._cache.batch_size - 1] * padding,
+                [chunk.start for chunk in chunks] + [0] * padding,
+                [chunk.previous_id for chunk in chunks] + [-1] * padding,
+            ]
+        )
+        uniforms = [_uniform(chunk) for chunk in chunks] if params else []
+        num_more = step.num_rows - len(params)
+        settings = settings_tensor([*params, *[_GREEDY] * num_more], uniforms + [0.0] * num_more)
+        tokens, logits = step.call(inputs, settings)
+        counts = torch.tensor([len(wanted_positions(chunk)) for chunk in chunks], device=logits.device)
+        return tokens, logits[: len(chunks)].repeat_interleave(counts, dim=0)
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
@@ -220,6 +227,9 @@ def _draw(chunks: Sequence[Chunk], places: dict[int, int], logits: Tensor) -> di
                 for row, draw in zip(rows, draws, strict=True)
             ]
         )
+    if any(draw.constraint is not None for draw in draws):
+        masks = [None if draw.constraint is None else draw.constraint.allowed() for draw in draws]
+        rows = constrain_logits(rows, masks)
     tokens = sample(rows, [draw.params for draw in draws], [_uniform(chunks[index]) for index in indices]).tolist()
     asked = [i for i, draw in enumerate(draws) if draw.params.logprobs is not None]
     logprobs: dict[int, Logprobs] = {}
@@ -237,10 +247,6 @@ def _score(chunk: Chunk, logits: Tensor, place: int) -> list[Logprobs]:
     following = [*chunk.token_ids, *([] if chunk.next_id is None else [chunk.next_id])]
     targets = following[chunk.score_from : chunk.score_from + chunk.num_scored]
     return take_logprobs(logits[place : place + chunk.num_scored], targets, [chunk.num_top] * chunk.num_scored)
-
-
-def _num_logits(chunks: Sequence[Chunk], device: torch.device) -> Tensor:
-    return torch.tensor([len(wanted_positions(chunk)) for chunk in chunks], device=device)
 
 
 def _uniform(chunk: Chunk) -> float:

@@ -13,7 +13,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nanochat_engine.protocols import TokenConstraint
 
 NUM_CANDIDATES = 64
 """Most probable tokens that are sorted where a row's top-k allows it; a row with a larger one sorts the vocabulary."""
@@ -59,6 +62,8 @@ class SamplingParams:
     """Log probabilities of each generated token and of so many alternatives; None: none."""
     prompt_logprobs: int | None = None
     """The same for each prompt token but the first."""
+    constraint: TokenConstraint | None = None
+    """Which tokens may come next, such as a grammar's (`Grammars`); each sample starts one of its own. End tokens end it."""
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -77,6 +82,8 @@ class SamplingParams:
             raise ValueError(f"logit_bias={self.logit_bias!r} must map token ids, whole numbers from 0 on, to numbers")
         if not all(_is_number(bias, Real, -MAX_BIAS, MAX_BIAS) for bias in self.logit_bias.values()):
             raise ValueError(f"logit_bias={self.logit_bias!r} must hold numbers from -{MAX_BIAS:g} to {MAX_BIAS:g}")
+        if self.constraint is not None and not hasattr(self.constraint, "allowed"):
+            raise ValueError(f"constraint={self.constraint!r} must be a TokenConstraint, such as `Grammars` makes")
 
     @property
     def adjusts_logits(self) -> bool:
@@ -98,7 +105,8 @@ class SamplingParams:
     @property
     def is_simple(self) -> bool:
         """Whether a fast step's own sampling is all that is needed."""
-        return self.num_candidates == NUM_CANDIDATES and self.logprobs is None and not self.adjusts_logits
+        changes_logits = self.adjusts_logits or self.constraint is not None
+        return self.num_candidates == NUM_CANDIDATES and self.logprobs is None and not changes_logits
 
     def with_seed(self, seed: int) -> SamplingParams:
         """The same with another seed."""
@@ -273,6 +281,16 @@ def adjust_logits(logits: Tensor, params: SamplingParams, token_ids: Sequence[in
         if token < V:
             logits[token] += bias
     return logits
+
+
+def constrain_logits(logits: Tensor, allowed: Sequence[bytes | None]) -> Tensor:
+    """logits (B, V) -> the same with minus infinity where a row's `TokenConstraint.allowed` says no; None allows all."""
+    B, V = logits.shape
+    masks = [b"\xff" * (-(-V // 8)) if mask is None else mask for mask in allowed]
+    longest = max(map(len, masks))
+    octets = torch.frombuffer(bytearray(b"".join(mask.ljust(longest, b"\0") for mask in masks)), dtype=torch.uint8)
+    bits = octets.to(logits.device).view(B, longest, 1) >> torch.arange(8, device=logits.device, dtype=torch.uint8) & 1
+    return logits.masked_fill(F.pad(bits.view(B, -1), (0, V - 8 * longest)) == 0, -torch.inf)
 
 
 def take_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[Logprobs]:

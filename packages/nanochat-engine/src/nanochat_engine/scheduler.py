@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from nanochat_engine.plan import Chunk, Copy, Draw, Plan, Sampled
 from nanochat_engine.prefix_cache import MIN_TOKENS, RowPool, common_length
+from nanochat_engine.protocols import TokenConstraint
 from nanochat_engine.requests import Event, FinishReason, Request
 from nanochat_engine.sampling import Logprobs
 from nanochat_engine.tools import Toolbox, ToolCall, ToolState
@@ -39,6 +40,7 @@ class Sample:
     call: ToolCall | None = None
     """A tool at work; the sequence rests until it answers."""
     scored: list[Logprobs] = field(default_factory=list)
+    constraint: TokenConstraint | None = None
 
     @property
     def num_generated(self) -> int:
@@ -60,13 +62,14 @@ class Sample:
         complete = stop == len(self.token_ids)
         wants_token = complete and self.num_generated < self.limit
         request, prompt = self.request, len(self.request.token_ids)
+        draw = Draw(request.params, self.sample, self.token_ids, prompt, self.constraint) if wants_token else None
         score_from = max(request.first_scored - start, 1)
         return Chunk(
             row=self.row,
             start=start,
             token_ids=self.token_ids[start:stop],
             previous_id=self.token_ids[start - 1] if start else -1,
-            draw=Draw(request.params, self.sample, self.token_ids, prompt) if wants_token else None,
+            draw=draw,
             score_from=score_from if start < prompt else num_tokens + 1,
             num_top=request.params.prompt_logprobs or 0,
             next_id=None if stop >= prompt else self.token_ids[stop],
@@ -125,6 +128,8 @@ class Scheduler:
         for sample in range(request.params.n):
             tokens = list(request.token_ids)
             sequence = Sample(request_id, request, sample, limit, ToolState(self._toolbox), tokens)
+            if request.params.constraint is not None:
+                sequence.constraint = request.params.constraint.start()
             if limit == 0 and request.first_scored == len(tokens):
                 self._events.append(Event(request_id=request_id, sample=sample, finished="length"))
             else:
@@ -253,9 +258,12 @@ class Scheduler:
     def _append(self, sequence: Sample, token: int, logprobs: Logprobs | None) -> None:
         """Appends a sampled token and reports it; starts the tool that it asks for, or ends the sample."""
         sequence.token_ids.append(token)
-        params = sequence.request.params
+        params, constraint = sequence.request.params, sequence.constraint
+        if constraint is not None:
+            constraint.accept(token)
+        ends = token in self._end_ids and (constraint is not None or not params.ignore_eos)
         finished: FinishReason | None = None
-        if token in params.stop_token_ids or (token in self._end_ids and not params.ignore_eos):
+        if ends or token in params.stop_token_ids:
             finished = "stop"
         elif sequence.num_generated == sequence.limit:
             finished = "length"

@@ -30,8 +30,10 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        parts = (bytes([i]) if i < 256 else SPECIALS[i - 256].encode() for i in token_ids)
-        return b"".join(parts).decode(errors="replace")
+        return self.decode_bytes(token_ids).decode(errors="replace")
+
+    def decode_bytes(self, token_ids: Sequence[int]) -> bytes:
+        return b"".join(bytes([i]) if i < 256 else SPECIALS[i - 256].encode() for i in token_ids)
 
     def special_id(self, name: str) -> int | None:
         return 256 + SPECIALS.index(name) if name in SPECIALS else None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from nanochat_model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
-
-if TYPE_CHECKING:
-    from nanochat_model.gpt import GPT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,27 +21,9 @@ class KVSpec:
     dtype: torch.dtype
 
 
-def param_roles(model: GPT) -> dict[str, list[nn.Parameter]]:
-    """Every parameter of the model under exactly one role, in a fixed order."""
-    config = model.config
-    return {
-        "matrix": list(model.transformer["h"].parameters()),
-        "embedding": list(model.wte.parameters()),
-        "value_embedding": list(model.value_embeds.parameters()),
-        "unembedding": list(model.lm_head.parameters()),
-        "resid_scalar": [model.resid_lambdas] if config.residual_scalars else [],
-        "x0_scalar": [model.x0_lambdas] if config.residual_scalars else [],
-        "smear": [
-            *([*model.smear_gate.parameters(), model.smear_lambda] if config.smear else []),
-            *([model.backout_lambda] if config.backout else []),
-        ],
-    }
-
-
-def param_counts(model: GPT) -> dict[str, int]:
-    counts = {role: sum(p.numel() for p in params) for role, params in param_roles(model).items()}
-    counts["total"] = sum(counts.values())
-    return counts
+def param_counts(roles: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, int]:
+    counts = {role: sum(parameter.numel() for parameter in parameters) for role, parameters in roles.items()}
+    return {**counts, "total": sum(counts.values())}
 
 
 def linear_weights(config: GPTConfig) -> int:
@@ -67,7 +46,7 @@ def decode_flops(config: GPTConfig, context: int) -> int:
     return 2 * linear_weights(config) + 4 * config.n_head * config.head_dim * attended
 
 
-def weight_bytes(model: GPT) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes of the weights that every decoding step reads whole; of the embeddings it reads one row per token."""
     embeddings = {id(module) for module in model.modules() if isinstance(module, nn.Embedding)}
     read = [module for module in model.modules() if id(module) not in embeddings and module is not model]

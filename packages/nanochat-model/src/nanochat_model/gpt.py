@@ -222,12 +222,24 @@ class GPT(nn.Module):
     # Accounting, so that a trainer, a planner and a server need not know the architecture.
 
     def param_roles(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by role: matrix, embedding, value_embedding, unembedding, resid_scalar, x0_scalar, smear."""
-        return accounting.param_roles(self)
+        """Every parameter under exactly one role, in a fixed order."""
+        config = self.config
+        return {
+            "matrix": list(self.transformer["h"].parameters()),
+            "embedding": list(self.wte.parameters()),
+            "value_embedding": list(self.value_embeds.parameters()),
+            "unembedding": list(self.lm_head.parameters()),
+            "resid_scalar": [self.resid_lambdas] if config.residual_scalars else [],
+            "x0_scalar": [self.x0_lambdas] if config.residual_scalars else [],
+            "smear": [
+                *([*self.smear_gate.parameters(), self.smear_lambda] if config.smear else []),
+                *([self.backout_lambda] if config.backout else []),
+            ],
+        }
 
     def param_counts(self) -> dict[str, int]:
         """Number of parameters by role, and their `total`."""
-        return accounting.param_counts(self)
+        return accounting.param_counts(self.param_roles())
 
     def flops_per_token(self, num_tokens: int | None = None) -> int:
         """Training FLOPs (forward and backward) per token at sequences of `num_tokens`, default the training length."""

@@ -19,7 +19,9 @@ Quantization = Literal["int8"]
 BLOCK_ELEMENTS = 1 << 18
 """int8 weights restored at a time on a CPU: a megabyte in float32, which stays in a core's cache until it is used."""
 PACKED_ROWS = 8
-"""Up to so many rows reading int8 costs more than computing with it; restoring W pays for more."""
+"""Up to so many rows torch's kernel, which visits W anew for every few of them, is faster than restoring W."""
+COMPILED_ROWS = 64
+"""The same of a compiler's kernels, which keep a block of W for all rows."""
 
 
 class FrozenLinear(nn.Module):
@@ -65,9 +67,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) -> (..., N)."""
         flat = x.reshape(-1, x.size(-1))
-        is_packed = x.device.type == "cuda" or (x.device.type == "cpu" and flat.size(0) <= PACKED_ROWS)
+        most = COMPILED_ROWS if torch.compiler.is_compiling() else PACKED_ROWS
+        is_packed = x.device.type == "cuda" or (x.device.type == "cpu" and flat.size(0) <= most)
         if x.dtype != torch.float32 and is_packed:
-            y = torch._weight_int8pack_mm(flat, self.weight, self.scale)  # a compiler has kernels of its own for it
+            y = torch._weight_int8pack_mm(flat, self.weight, self.scale)
         else:
             y = torch.ops.nanochat.int8_linear(flat, self.weight, self.scale)
         return y.view(*x.shape[:-1], self.weight.size(0))

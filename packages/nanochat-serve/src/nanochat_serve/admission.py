@@ -1,4 +1,4 @@
-"""Who is let in: the bound on answers in all and for one client, a model that is ready, a server that stays; bodies."""
+"""Admission control: the bound on answers in all and for one client, a model that is ready, a server that stays; bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from nanochat_serve.errors import InvalidRequestError, RefusedError
 from nanochat_serve.metrics import ServerMetrics
-from nanochat_serve.protocols import ChatBackend
+from nanochat_serve.models import Models
 from nanochat_serve.settings import ServerSettings
 
 STOPPING = "the server is stopping"
@@ -96,7 +96,7 @@ class Gate:
                     place.move_deadline(asyncio.get_running_loop().time(), RefusedError(503, "stopping", STOPPING))
 
 
-BACKEND: web.AppKey[ChatBackend] = web.AppKey("backend")
+BACKEND: web.AppKey[Models] = web.AppKey("backend")
 SETTINGS: web.AppKey[ServerSettings] = web.AppKey("settings")
 METRICS: web.AppKey[ServerMetrics] = web.AppKey("metrics")
 GATE: web.AppKey[Gate] = web.AppKey("gate")

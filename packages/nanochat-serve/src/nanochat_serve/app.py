@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from aiohttp import web
 
@@ -11,7 +11,9 @@ from nanochat_serve.admission import BACKEND, GATE, METRICS, SETTINGS, Gate, adm
 from nanochat_serve.fields import SEED_CHAT, parse
 from nanochat_serve.guard import CLAMPED, KEYS, OPEN, PROBES, Handler, Keys, add_headers, guarded, salt_of
 from nanochat_serve.logs import HTTP_LOG, LOG, without_traceback
+from nanochat_serve.messages import parse_messages
 from nanochat_serve.metrics import ServerMetrics
+from nanochat_serve.models import Models
 from nanochat_serve.page import PAGE_FILES, page_file
 from nanochat_serve.protocols import ChatBackend, ChatEvent, ChatRequest, Prompt, TextDelta, ToolCall
 from nanochat_serve.serving import HEADS, HeadTimer
@@ -19,9 +21,15 @@ from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
 
 
-def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> web.Application:
-    """The server over a backend, which it closes when it shuts down."""
+def create_app(
+    backend: ChatBackend | Mapping[str, ChatBackend], settings: ServerSettings | None = None
+) -> web.Application:
+    """The server over a backend, or over several by the names of their models; it closes them when it shuts down.
+
+    With several, a request's `model` chooses; one that names none of them is for the one that `settings.model_name` names.
+    """
     settings = settings or ServerSettings()
+    models = Models(backend if isinstance(backend, Mapping) else {settings.model_name: backend}, settings.model_name)
     for log in (LOG, HTTP_LOG):
         log.addFilter(without_traceback)
     handler_args = {
@@ -31,9 +39,9 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
         "access_log": None,
     }
     app = web.Application(middlewares=[guarded], client_max_size=settings.max_body_bytes, handler_args=handler_args)
-    app[BACKEND] = backend
+    app[BACKEND] = models
     app[SETTINGS] = settings
-    app[METRICS] = ServerMetrics(backend)
+    app[METRICS] = ServerMetrics(models)
     app[GATE] = Gate(settings)
     app[HEADS] = HeadTimer(settings.head_timeout_s, settings.idle_timeout_s)
     app[KEYS] = Keys(settings.api_keys, settings.wrong_key_pause_s)
@@ -66,7 +74,7 @@ def create_app(backend: ChatBackend, settings: ServerSettings | None = None) -> 
 
 
 def replace_api_keys(app: web.Application, keys: Sequence[str]) -> None:
-    """From now on these keys are taken; none: everybody is let in. For a running app of `create_app`."""
+    """From now on these keys are taken; none: every request is admitted. For a running app of `create_app`."""
     app[KEYS].replace(keys)
 
 
@@ -75,7 +83,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     with admitted(request) as place:
         parsed = parse(await json_body(request), SEED_CHAT, request.app[SETTINGS])
         request[CLAMPED] = parsed.clamped_header()
-        chat = ChatRequest(messages=parsed["messages"], params=parsed.params(), salt=salt_of(request))
+        messages = parse_messages(parsed["messages"], request.app[SETTINGS])
+        chat = ChatRequest(messages=messages, params=parsed.params(), salt=salt_of(request))
         return await stream_answer(request, place, [chat], wire_lines)
 
 

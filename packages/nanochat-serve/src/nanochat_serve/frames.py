@@ -12,6 +12,7 @@ from nanochat_serve.protocols import (
     ChatRequest,
     ContextLengthError,
     Finished,
+    Grammar,
     Prompt,
     SamplingParams,
     TextDelta,
@@ -41,7 +42,8 @@ def request_from_json(fields: dict[str, Any]) -> ChatRequest:
     params |= {name: tuple(params[name]) for name in ("stop", "stop_token_ids")}
     params["logit_bias"] = {int(token_id): bias for token_id, bias in params["logit_bias"].items()}
     prompt = tuple(fields["prompt"]) if isinstance(fields["prompt"], list) else fields["prompt"]
-    fields |= {"messages": tuple(fields["messages"]), "prompt": prompt}
+    grammar = fields["grammar"] and Grammar(**fields["grammar"])
+    fields |= {"messages": tuple(fields["messages"]), "prompt": prompt, "grammar": grammar}
     return ChatRequest(params=SamplingParams(**params), **fields)
 
 

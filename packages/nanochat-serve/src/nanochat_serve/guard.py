@@ -40,7 +40,7 @@ CLAMPED = web.RequestKey("clamped", str)
 
 
 class Keys:
-    """The API keys that are taken, which may change while the server runs; without any, everybody is let in."""
+    """The API keys that are taken, which may change while the server runs; without any, every request is admitted."""
 
     def __init__(self, keys: Sequence[str], wrong_key_pause_s: float) -> None:
         self._pause_s = wrong_key_pause_s

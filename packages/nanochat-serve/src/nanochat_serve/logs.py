@@ -1,4 +1,4 @@
-"""Logs: one line a fault, nothing of what a request holds, and never a wait for whoever reads them."""
+"""Logs: one line per fault, nothing of what a request holds, and never a wait for whoever reads them."""
 
 from __future__ import annotations
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, Place, admitted, json_body
+from nanochat_serve.admission import BACKEND, SETTINGS, Place, admitted, json_body
 from nanochat_serve.answers import answering
 from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.fields import CHAT, TEXT, Parsed, parse
 from nanochat_serve.guard import CLAMPED, salt_of
 from nanochat_serve.logprobs import chat_logprobs, prompt_logprobs, text_logprobs, text_of
+from nanochat_serve.messages import parse_messages, with_system
 from nanochat_serve.protocols import (
     ChatEvent,
     ChatRequest,
@@ -26,6 +27,7 @@ from nanochat_serve.protocols import (
     ToolCall,
 )
 from nanochat_serve.sse import Line, stream_answer
+from nanochat_serve.structured import functions_text
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -34,13 +36,17 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         parsed = parse(await json_body(request), CHAT, request.app[SETTINGS])
         logprobs = parsed["top_logprobs"] if parsed["logprobs"] else None
         params = parsed.params(n=parsed["n"], logprobs=logprobs, prompt_logprobs=parsed["prompt_logprobs"])
+        messages, grammar = parse_messages(parsed["messages"], request.app[SETTINGS]), parsed.grammar()
+        calls = grammar is not None and grammar.kind == "calls"
         chat = ChatRequest(
-            messages=parsed["messages"],
+            messages=with_system(messages, functions_text(parsed["tools"])) if calls else messages,
             params=params,
+            model=parsed["model"],
             echo=params.prompt_logprobs is not None,
+            grammar=grammar,
             salt=salt_of(request, parsed["cache_salt"]),
         )
-        return await _answer(request, place, [chat], Form.of("chat", parsed, request))
+        return await _answer(request, place, [chat], Form.of("chat", parsed, request, calls=calls))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -49,16 +55,18 @@ async def completions(request: web.Request) -> web.StreamResponse:
     with admitted(request) as place:
         parsed = parse(await json_body(request), TEXT, settings)
         n, logprobs, prompts = parsed["n"], parsed["logprobs"], parsed["prompt"]
-        if len(prompts) * n > settings.max_samples:
-            asked = len(prompts) * n
+        if (asked := len(prompts) * n) > settings.max_samples:
             raise InvalidRequestError("prompt", f"with n asks for {asked} answers, limit {settings.max_samples}")
+        if (size := sum(map(len, prompts))) > (limit := settings.max_total_chars):
+            raise InvalidRequestError("prompt", f"has {size} characters or ids, at most {limit} are taken")
         if (parsed["best_of"] or n) != n:
             raise InvalidRequestError("best_of", "must be n: this server does not choose among answers")
         scored = parsed["prompt_logprobs"]
         scored = logprobs if scored is None and parsed["echo"] else scored
         params = parsed.params(n=n, logprobs=logprobs, prompt_logprobs=scored)
         echo, salt = parsed["echo"] or scored is not None, salt_of(request, parsed["cache_salt"])
-        chats = [ChatRequest(prompt=prompt, params=params, echo=echo, salt=salt) for prompt in prompts]
+        common = ChatRequest(params=params, model=parsed["model"], echo=echo, grammar=parsed.grammar(), salt=salt)
+        chats = [replace(common, prompt=prompt) for prompt in prompts]
         return await _answer(request, place, chats, Form.of("text", parsed, request))
 
 
@@ -73,6 +81,9 @@ class Choice:
     end: Finished | None = None
     begun: bool = False
     """Whether a chunk of it has gone out."""
+    called: bool = False
+    """Whether one of these began a function's call."""
+    call_id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
     num_chars: int = 0
     """Of the tokens in the chunks so far."""
 
@@ -97,6 +108,8 @@ class Form:
     place: Place | None = None
     n: int
     """Samples of each prompt."""
+    calls: bool
+    """Whether the text is a function's call: its name, a blank, its arguments."""
     with_logprobs: bool
     with_tools: bool
     model_name: str
@@ -107,16 +120,17 @@ class Form:
     choices: dict[int, Choice] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, kind: str, parsed: Parsed, request: web.Request) -> Form:
+    def of(cls, kind: str, parsed: Parsed, request: web.Request, *, calls: bool = False) -> Form:
         settings = request.app[SETTINGS]
         request[CLAMPED] = parsed.clamped_header()
         return cls(
             kind=kind,
             parsed=parsed,
             n=parsed["n"],
+            calls=calls,
             with_logprobs=parsed["logprobs"] is not None and parsed["logprobs"] is not False,
             with_tools=parsed["include_tool_calls"],
-            model_name=settings.model_name,
+            model_name=request.app[BACKEND].name(parsed["model"]),
             shares_prefixes=settings.prefix_sharing == "all",
         )
 
@@ -166,9 +180,11 @@ class Form:
         for index, choice in sorted(self.choices.items()):
             assert choice.end is not None
             tools = {"executed_tools": choice.tools} if self.with_tools else {}
-            message = {"role": "assistant", "content": choice.text, "refusal": None} | tools
+            message = (
+                {"role": "assistant", "content": None, "refusal": None} | self.content(choice, choice.text) | tools
+            )
             said = {"message": message} if self.kind == "chat" else {"text": choice.text} | tools
-            rest = {"finish_reason": choice.end.reason, "logprobs": self.logprobs(choice.tokens)}
+            rest = {"finish_reason": self.reason(choice.end), "logprobs": self.logprobs(choice.tokens)}
             choices.append({"index": index, **said, **rest} | self._scored(index, "text"))
         return (
             self.head(whole=True)
@@ -176,6 +192,23 @@ class Form:
             | self._scored(0, "chat")
             | self.extras()
         )
+
+    def content(self, choice: Choice, text: str) -> dict[str, Any]:
+        """New text of a chat: content, or a part of the call that it is, which begins with the function's name."""
+        if not self.calls:
+            return {"content": text}
+        name, blank, arguments = choice.text.partition(" ")
+        if not blank:
+            return {}
+        call: dict[str, Any] = {"index": 0, "function": {"arguments": text}}
+        if not choice.called:
+            choice.called = True
+            function = {"name": name, "arguments": arguments}
+            call = {"index": 0, "id": choice.call_id, "type": "function", "function": function}
+        return {"tool_calls": [call]}
+
+    def reason(self, end: Finished) -> str:
+        return "tool_calls" if self.calls and end.reason == "stop" else end.reason
 
     def _scored(self, index: int, kind: str) -> dict[str, Any]:
         """Where vLLM has the prompt's: in the choices of texts, beside those of chats."""
@@ -257,12 +290,12 @@ class _Chunks:
             return None
         said: dict[str, Any] = {"text": more.text, **tools}
         if form.kind == "chat":
-            content = tools if more.end is not None else {"content": more.text, **tools}
+            content = tools if more.end is not None else {**form.content(choice, more.text), **tools}
             said = {"delta": content if choice.begun else {"role": "assistant", **content}}
         logprobs = form.logprobs(more.tokens, choice.num_chars) if more.tokens or form.kind == "chat" else None
         choice.begun = True
         for token in more.tokens:
             choice.num_chars += len(text_of(token))
-        reason = None if more.end is None else more.end.reason
+        reason = None if more.end is None else form.reason(more.end)
         entry = {"index": more.index, **said, "finish_reason": reason, "logprobs": logprobs}
         return {**self._head, "choices": [entry], **self._usage}

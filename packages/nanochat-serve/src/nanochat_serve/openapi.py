@@ -10,14 +10,10 @@ from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.fields import CHAT, DETOKENIZE, RESPONSES, SEED_CHAT, TEXT, TOKENIZE, body_schema
-from nanochat_serve.kinds import TOKEN_ID, Field, Schema
+from nanochat_serve.fields import CHAT, DETOKENIZE, RESPONSES, SEED_CHAT, TEXT, TOKEN_ID, TOKENIZE, Clamped, Field
+from nanochat_serve.fields import body_schema as schema_of
 from nanochat_serve.settings import ServerSettings
-
-
-def _object(also: Schema | None = None, **properties: Schema) -> Schema:
-    """With all of these properties, and perhaps others."""
-    return {"type": "object", "properties": {**properties, **(also or {})}, "required": list(properties)}
+from nanochat_serve.shapes import Schema, object_of
 
 
 def _list(item: Schema) -> Schema:
@@ -30,11 +26,11 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": ["number", "null"]}
 OBJECT: Schema = {"type": "object"}
 
-TIMINGS = _object(
+TIMINGS = object_of(
     **{f"{span}_{unit}": NUMBER for span in ("prompt", "predicted") for unit in ("n", "ms", "per_second")}
 )
 CLAMPED: Schema = OBJECT | {"description": "Fields that were out of their range, and the values used."}
-MODEL = _object(
+MODEL = object_of(
     {"max_model_len": COUNT, "context_length": COUNT},
     id=STRING,
     object={"const": "model"},
@@ -42,38 +38,43 @@ MODEL = _object(
     owned_by=STRING,
     sampling=OBJECT,
 )
-WORKER = _object(gpu_id=COUNT, device=STRING, ready=BOOLEAN, running=COUNT, waiting=COUNT, restarts=COUNT)
-STATS = _object(
+WORKER = object_of(gpu_id=COUNT, device=STRING, ready=BOOLEAN, running=COUNT, waiting=COUNT, restarts=COUNT)
+STATS = object_of(
     **dict.fromkeys(("total_workers", "available_workers", "busy_workers", "running", "waiting"), COUNT),
     **dict.fromkeys(("requests", "completion_tokens"), COUNT),
     workers=_list(WORKER),
     model=STRING,
-    defaults=_object(temperature={"type": "number"}, top_k=COUNT, max_tokens=COUNT),
+    defaults=object_of(temperature={"type": "number"}, top_k=COUNT, max_tokens=COUNT),
 )
-RESPONSE = _object(
+RESPONSE = object_of(
     id=STRING,
     object={"const": "response"},
     status={"enum": ["completed", "incomplete"]},
     output={"type": "array"},
-    usage=_object(input_tokens=COUNT, output_tokens=COUNT, total_tokens=COUNT),
+    usage=object_of(input_tokens=COUNT, output_tokens=COUNT, total_tokens=COUNT),
 )
-ERROR = _object(error=_object(message=STRING, type=STRING, param={"type": ["string", "null"]}, code=STRING))
+ERROR = object_of(error=object_of(message=STRING, type=STRING, param={"type": ["string", "null"]}, code=STRING))
 
 
 def _choices(kind: str, **said: Schema) -> Schema:
     """A whole answer in OpenAI's format."""
-    choice = _object(
-        index=COUNT, **said, finish_reason={"enum": ["stop", "length"]}, logprobs={"type": ["object", "null"]}
+    choice = object_of(
+        index=COUNT,
+        **said,
+        finish_reason={"enum": ["stop", "length", "tool_calls"]},
+        logprobs={"type": ["object", "null"]},
     )
-    details = _object(cached_tokens=COUNT)
-    return _object(
+    details = object_of(cached_tokens=COUNT)
+    return object_of(
         {"timings": TIMINGS, "clamped": CLAMPED},
         id=STRING,
         object={"const": kind},
         created=COUNT,
         model=STRING,
         choices=_list(choice) | {"minItems": 1},
-        usage=_object(prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=details),
+        usage=object_of(
+            prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=details
+        ),
     )
 
 
@@ -83,15 +84,17 @@ SEED_LINES = (
 )
 CHUNKS = "If `stream` is true: lines `data: {...}`, chunks of the answer, then `data: [DONE]`."
 EVENTS = "If `stream` is true: OpenAI's events, `response.created` to `response.completed`."
-MESSAGE = _object(role={"const": "assistant"}, content=STRING)
-TOKENS = _object(
+MESSAGE = object_of(
+    {"tool_calls": {"type": "array"}}, role={"const": "assistant"}, content={"type": ["string", "null"]}
+)
+TOKENS = object_of(
     tokens=_list(TOKEN_ID),
     count=COUNT,
     max_model_len=NUMBER,
     token_strs={"type": ["array", "null"], "items": STRING},
 )
 
-POSTS: dict[str, tuple[str, Sequence[Field], Schema | None, str | None]] = {
+POSTS: dict[str, tuple[str, Sequence[Field | Clamped], Schema | None, str | None]] = {
     "/chat/completions": ("Streams one answer", SEED_CHAT, None, SEED_LINES),
     "/v1/chat/completions": ("OpenAI's chats", CHAT, _choices("chat.completion", message=MESSAGE), CHUNKS),
     "/v1/completions": (
@@ -102,12 +105,12 @@ POSTS: dict[str, tuple[str, Sequence[Field], Schema | None, str | None]] = {
     ),
     "/v1/responses": ("OpenAI's responses; nothing is stored", RESPONSES, RESPONSE, EVENTS),
     "/tokenize": ("Token ids of a text or of messages", TOKENIZE, TOKENS, None),
-    "/detokenize": ("The text of token ids", DETOKENIZE, _object(prompt=STRING), None),
+    "/detokenize": ("The text of token ids", DETOKENIZE, object_of(prompt=STRING), None),
 }
 """Path to summary, fields, answer, and what a stream is."""
 
 GETS: dict[str, tuple[str, Schema, str, tuple[int, ...]]] = {
-    "/v1/models": ("The one model", _object(object={"const": "list"}, data=_list(MODEL)), "application/json", ()),
+    "/v1/models": ("The one model", object_of(object={"const": "list"}, data=_list(MODEL)), "application/json", ()),
     "/v1/models/{name}": ("The model under its name", MODEL, "application/json", (404,)),
     "/tokenizer_info": ("What a client needs to know of the tokenizer", OBJECT, "application/json", (404,)),
     "/stats": ("Workers, queue, tokens since the start, defaults", STATS, "application/json", ()),
@@ -116,11 +119,11 @@ GETS: dict[str, tuple[str, Schema, str, tuple[int, ...]]] = {
     "/openapi.json": ("This document", OBJECT, "application/json", ()),
     "/health": (
         "Always 200 while the process lives",
-        _object(status={"const": "ok"}, ready=BOOLEAN, num_gpus=COUNT, available_workers=COUNT),
+        object_of(status={"const": "ok"}, ready=BOOLEAN, num_gpus=COUNT, available_workers=COUNT),
         "application/json",
         (),
     ),
-    "/ready": ("200 once answers can be asked for, else 503", _object(ready=BOOLEAN), "application/json", ()),
+    "/ready": ("200 once answers can be asked for, else 503", object_of(ready=BOOLEAN), "application/json", ()),
 }
 """Path to summary, answer, content type, and errors."""
 
@@ -153,11 +156,11 @@ def openapi_schema(settings: ServerSettings) -> Schema:
 
 
 def _post(
-    summary: str, fields: Sequence[Field], answer: Schema | None, stream: str | None, settings: ServerSettings
+    summary: str, fields: Sequence[Field | Clamped], answer: Schema | None, stream: str | None, settings: ServerSettings
 ) -> Schema:
     content = {} if answer is None else {"application/json": {"schema": answer}}
     content |= {} if stream is None else {"text/event-stream": {"schema": STRING | {"description": stream}}}
-    body = {"application/json": {"schema": body_schema(fields, settings)}}
+    body = {"application/json": {"schema": schema_of(fields, settings)}}
     errors = _errors(400, 401, 403, 408, 413, 415, 429, 500, 503)
     responses = {"200": {"description": "The answer", "content": content}} | errors
     return {"summary": summary, "requestBody": {"required": True, "content": body}, "responses": responses}

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from nanochat_serve.admission import SETTINGS, json_body
 from nanochat_serve.errors import InvalidRequestError
+from nanochat_serve.fields import MESSAGES, parse
 from nanochat_serve.guard import Handler
 from nanochat_serve.messages import parse_messages
 
@@ -82,8 +83,8 @@ async def card(request: web.Request) -> web.Response:
 
 async def corrections(request: web.Request) -> web.Response:
     """Keeps a conversation that ends with the right answer."""
-    body = await json_body(request)
-    turns = parse_messages(body.get("messages") if isinstance(body, Mapping) else None, request.app[SETTINGS])
+    settings = request.app[SETTINGS]
+    turns = parse_messages(parse(await json_body(request), (MESSAGES,), settings)["messages"], settings)
     if turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
         raise InvalidRequestError("messages", "must end with the answer that is right")
     path = request.app[CORRECTIONS][0]

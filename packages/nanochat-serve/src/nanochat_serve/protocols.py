@@ -39,6 +39,18 @@ class SamplingParams:
     """The same for the tokens of the prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like, from its first character to its last."""
+
+    kind: Literal["json_schema", "regex", "choice", "calls", "lark"]
+    value: Any
+    """JSON of this schema; a text that matches; one of these texts; a call of one of these functions, an object from names
+    to schemas: the name, a blank, the arguments as JSON; a text of this grammar, in Lark's notation."""
+    field: str
+    """Where a request says so, for errors."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
     """A conversation to answer, or a prompt to continue."""
@@ -51,6 +63,10 @@ class ChatRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     echo: bool = False
     """Whether a `Prompt` comes first."""
+    model: str = ""
+    """What the client calls it; a server of several models has chosen the backend by it."""
+    grammar: Grammar | None = None
+    """None: an answer may be anything. A backend that cannot keep to it raises `InvalidRequestError` with its field."""
     salt: str | None = ""
     """Whose request it is: cached prefixes are shared only within one salt, and with None not at all."""
 
@@ -178,7 +194,7 @@ class BackendStatus:
 
 
 class ContextLengthError(ValueError):
-    """The prompt leaves no room for an answer."""
+    """The prompt exceeds the context length."""
 
     def __init__(self, num_tokens: int, max_context: int) -> None:
         super().__init__(f"the conversation has {num_tokens} tokens, the model's context holds {max_context}")

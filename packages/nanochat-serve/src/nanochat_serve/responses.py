@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
-from nanochat_serve.admission import SETTINGS, admitted, json_body
+from nanochat_serve.admission import BACKEND, SETTINGS, admitted, json_body
 from nanochat_serve.answers import answering
-from nanochat_serve.errors import InvalidRequestError
 from nanochat_serve.fields import RESPONSES, Parsed, parse
 from nanochat_serve.guard import CLAMPED, salt_of
-from nanochat_serve.messages import parse_messages
+from nanochat_serve.messages import parse_messages, with_system
 from nanochat_serve.protocols import ChatEvent, ChatRequest, Finished, TextDelta
 from nanochat_serve.settings import ServerSettings
 from nanochat_serve.sse import Line, stream_answer
@@ -25,12 +23,16 @@ async def responses(request: web.Request) -> web.StreamResponse:
     settings = request.app[SETTINGS]
     with admitted(request) as place:
         parsed = parse(await json_body(request), RESPONSES, settings)
-        messages = _messages(parsed["input"], parsed["instructions"], settings)
+        given, instructions = parsed["input"], parsed["instructions"]
+        items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        messages = parse_messages(items, settings, "input")
+        messages = with_system(messages, instructions) if instructions else messages
         limit = parsed["max_output_tokens"]
         params = parsed.params(**({} if limit is None else {"max_tokens": limit}))
-        chat = ChatRequest(messages=messages, params=params, salt=salt_of(request))
+        model, grammar = request.app[BACKEND].name(parsed["model"]), parsed.grammar()
+        chat = ChatRequest(messages=messages, params=params, model=model, grammar=grammar, salt=salt_of(request))
         request[CLAMPED] = parsed.clamped_header()
-        answer = _Response(parsed, params.max_tokens, settings)
+        answer = _Response(parsed, params.max_tokens, model, settings)
         if parsed["stream"]:
             return await stream_answer(request, place, [chat], answer)
         async with answering(request, place, [chat]) as events:
@@ -39,28 +41,19 @@ async def responses(request: web.Request) -> web.StreamResponse:
         return web.json_response(answer.object())
 
 
-def _messages(given: object, instructions: str | None, settings: ServerSettings) -> tuple[Mapping[str, Any], ...]:
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    if isinstance(items, list):
-        for index, item in enumerate(items):
-            if isinstance(item, Mapping) and item.get("type", "message") != "message":
-                raise InvalidRequestError(f"input[{index}].type", "must be message: this server reads nothing else")
-        if instructions:
-            parse_messages(items, settings, "input")  # which counts from their first one
-            items = [{"role": "system", "content": instructions}, *items]
-    return parse_messages(items, settings, "input")
-
-
 class _Response:
     """The answer as it grows; called with an event it says which lines of a stream that makes."""
 
-    def __init__(self, parsed: Parsed, max_tokens: int, settings: ServerSettings) -> None:
+    def __init__(self, parsed: Parsed, max_tokens: int, model: str, settings: ServerSettings) -> None:
         self._parsed = parsed
         self._max_tokens = max_tokens
-        self._model = settings.model_name
+        self._model = model
         self._shares_prefixes = settings.prefix_sharing == "all"
         self._id, self._item_id = f"resp_{secrets.token_hex(12)}", f"msg_{secrets.token_hex(12)}"
         self._created = int(time.time())
+        grammar = parsed["text"]
+        schema = {"type": "json_schema", "name": "answer", "schema": grammar and grammar.value}
+        self._format = {"type": "text"} if grammar is None else schema
         self._text = ""
         self._end: Finished | None = None
         self._num_lines = 0
@@ -107,7 +100,7 @@ class _Response:
             "previous_response_id": None,
             "store": False,
             "temperature": parsed["temperature"],
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format},
             "tool_choice": "none",
             "tools": [],
             "top_p": parsed["top_p"],

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
-    """Defaults of requests, limits on them, and who is let in."""
+    """Defaults of requests, limits on them, and admission control."""
 
     temperature: float = 0.8
     top_k: int = 50

@@ -1,4 +1,4 @@
-"""Server-sent events: one `data:` line a value, heartbeats between them, and an end for a client that does not read."""
+"""Server-sent events: one `data:` line per value, heartbeats between them, and an end for a client that does not read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Line = dict[str, Any] | str
 Lines = Callable[[int, ChatEvent], list[Line]]
 """From a prompt's number and an event to the lines for it."""
 
-to_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` would make one a token
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` would make one per token
 
 AHEAD_BYTES = 1 << 15
 """What may wait for its reader before writing waits too; aiohttp would from twice as much on."""

@@ -67,4 +67,4 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _is_ready(app: web.Application) -> bool:
-    return app[BACKEND].status().ready and not app[GATE].draining
+    return app[BACKEND].ready and not app[GATE].draining

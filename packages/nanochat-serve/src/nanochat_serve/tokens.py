@@ -16,30 +16,33 @@ from nanochat_serve.protocols import ChatRequest, SamplingParams, Token
 
 
 async def models(request: web.Request) -> web.Response:
-    """The one model there is."""
-    return web.json_response({"object": "list", "data": [_card(request.app)]})
+    """The models there are; mostly one."""
+    return web.json_response(
+        {"object": "list", "data": [_card(request.app, name) for name in request.app[BACKEND].backends]}
+    )
 
 
 async def model(request: web.Request) -> web.Response:
-    """The card of the model, under its name."""
-    name, own = request.match_info["name"], request.app[SETTINGS].model_name
-    if name != own:
+    """The card of a model, under its name."""
+    name, known = request.match_info["name"], request.app[BACKEND].backends
+    if name not in known:
+        there = ", ".join(map(repr, known))
         raise RefusedError(
-            404, "model_not_found", f"there is no model {name!r}; this server has {own!r}", param="model"
+            404, "model_not_found", f"there is no model {name!r}; this server has {there}", param="model"
         )
-    return web.json_response(_card(request.app))
+    return web.json_response(_card(request.app, name))
 
 
-def _card(app: web.Application) -> dict[str, Any]:
-    settings, info = app[SETTINGS], app[BACKEND].status().model
-    defaults = {name: getattr(settings, name) for name in ("temperature", "top_k", "max_tokens")}
-    card = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "nanochat", "sampling": defaults}
+def _card(app: web.Application, name: str) -> dict[str, Any]:
+    settings, info = app[SETTINGS], app[BACKEND].backend(name).status().model
+    defaults = {field: getattr(settings, field) for field in ("temperature", "top_k", "max_tokens")}
+    card = {"id": name, "object": "model", "created": 0, "owned_by": "nanochat", "sampling": defaults}
     return card | ({} if info is None else {"max_model_len": info.max_context, "context_length": info.max_context})
 
 
 async def tokenizer_info(request: web.Request) -> web.Response:
     """What a client needs to know of the tokenizer, as vLLM says it."""
-    info = request.app[BACKEND].status().model
+    info = request.app[BACKEND].backend(request.query.get("model")).status().model
     if info is None:
         raise RefusedError(404, "http_error", "this server's model says nothing of its tokenizer")
     names = {"bos_token": info.bos_token, "eos_token": info.end_token, "pad_token": info.end_token}
@@ -52,14 +55,13 @@ async def tokenize(request: web.Request) -> web.Response:
     settings, length = request.app[SETTINGS], SamplingParams(max_tokens=0)
     with admitted(request) as place:
         parsed = parse(await json_body(request), TOKENIZE, settings)
-        text = parsed["prompt"]
-        if text is None:
-            chat = ChatRequest(messages=parse_messages(parsed["messages"], settings), params=length, echo=True)
-        elif len(text) > settings.max_total_chars:
-            raise InvalidRequestError("prompt", f"has {len(text)} characters, limit {settings.max_total_chars}")
-        else:
-            chat = ChatRequest(prompt=text, params=length, echo=True)
-        tokens, info = (await prompt_of(request, place, chat)).tokens, request.app[BACKEND].status().model
+        text, messages = parsed["prompt"], parsed["messages"]
+        if text is None and messages is None:
+            raise InvalidRequestError("prompt", "is missing; or else give messages")
+        turns = () if text is not None else parse_messages(messages, settings)
+        chat = ChatRequest(messages=turns, prompt=text, params=length, echo=True, model=parsed["model"])
+        tokens = (await prompt_of(request, place, chat)).tokens
+        info = request.app[BACKEND].backend(parsed["model"]).status().model
         if text is not None and parsed["add_special_tokens"] and info is not None and info.bos_id is not None:
             tokens = (Token(info.bos_id, (info.bos_token or "").encode()), *tokens)
         answer: dict[str, Any] = {"count": len(tokens), "max_model_len": info and info.max_context}
@@ -71,6 +73,7 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     """The text of token ids."""
     with admitted(request) as place:
-        ids = parse(await json_body(request), DETOKENIZE, request.app[SETTINGS])["tokens"]
-        chat = ChatRequest(prompt=ids, params=SamplingParams(max_tokens=0), echo=True)
+        parsed = parse(await json_body(request), DETOKENIZE, request.app[SETTINGS])
+        ids, model = parsed["tokens"], parsed["model"]
+        chat = ChatRequest(prompt=ids, params=SamplingParams(max_tokens=0), echo=True, model=model)
         return web.json_response({"prompt": (await prompt_of(request, place, chat)).text if ids else ""})

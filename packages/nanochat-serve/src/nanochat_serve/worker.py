@@ -113,7 +113,7 @@ async def serve(factory: str, arguments: dict[str, Any], commands: int, out: Bin
     reader = threading.Thread(target=_read, args=(commands, loop, frames), daemon=True)
     reader.start()
     # Its thread ends with it: numerical libraries keep threads for each that ever computed, and slow down if there are
-    # more of them than processors.
+    # more of them than cores.
     with ThreadPoolExecutor(1) as maker:
         making = loop.run_in_executor(maker, lambda: load_factory(factory)(**arguments))
         while not making.done():

@@ -1,4 +1,4 @@
-"""A backend over worker processes, one a device: least loaded first, turns of a chat together, the dead started again."""
+"""A backend over worker processes, one per device: least loaded first, turns of a chat together, the dead started again."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MAX_CHATS = 10_000
 
 
 class WorkerPool:
-    """One process a device, each with a backend that `factory` makes; is itself a `ChatBackend`.
+    """One process per device, each with a backend that `factory` makes; is itself a `ChatBackend`.
 
     `factory` is `module:function`; the worker calls `function(device=..., **arguments)`, whose arguments are JSON values,
     and needs a `ChatBackend` with one worker back. A request goes to the worker with the fewest answers, or to the one
     that answered the chat's last turn unless that one has all its rows taken while another has room. When a worker dies,
-    its answers end with `WorkerError`, the others go on, and it is started again.
+    its answers end with `WorkerError`, the others continue, and it is started again.
     """
 
     def __init__(

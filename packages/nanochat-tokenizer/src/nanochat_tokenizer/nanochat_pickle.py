@@ -116,10 +116,7 @@ def _interpret(content: bytes) -> Any:
                 assert isinstance(argument, int)
                 stack.append(memo[argument])
             case "GLOBAL" | "STACK_GLOBAL":
-                name = str(argument) if opcode.name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
-                if name != " ".join(ADMITTED_CLASS):
-                    wanted = ".".join(ADMITTED_CLASS)
-                    raise ValueError(f"the pickle asks for {name.replace(' ', '.')}; only {wanted} is admitted")
+                _admit(str(argument) if opcode.name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}")
                 stack.append(_EncodingClass)
             case "NEWOBJ":
                 _expect(stack.pop() == () and stack.pop() is _EncodingClass, opcode.name, position)
@@ -135,6 +132,12 @@ def _interpret(content: bytes) -> Any:
             case other:
                 raise ValueError(f"the pickle uses {other} at byte {position}, which no tokenizer needs")
     raise ValueError("the pickle has no end")
+
+
+def _admit(name: str) -> None:
+    if name != " ".join(ADMITTED_CLASS):
+        wanted = ".".join(ADMITTED_CLASS)
+        raise ValueError(f"the pickle asks for {name.replace(' ', '.')}; only {wanted} is admitted")
 
 
 def _expect(holds: bool, opcode: str, position: int | None) -> None:

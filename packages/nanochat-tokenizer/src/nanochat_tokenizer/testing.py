@@ -23,7 +23,7 @@ def byte_tokenizer() -> Tokenizer:
 def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Round trips, ids within the vocabulary, special tokens out of reach of text, and byte lengths that add up."""
     lengths = tokenizer.token_byte_lengths()
-    assert lengths.shape == (tokenizer.vocab_size,), "token_byte_lengths must have one entry a token"
+    assert lengths.shape == (tokenizer.vocab_size,), "token_byte_lengths must have one entry per token"
     specials = {tokenizer.special_id(name) for name in SPECIAL_TOKENS}
     assert None not in specials, "the chat format needs all special tokens"
     assert len(specials) == len(SPECIAL_TOKENS), "special tokens must have ids of their own"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanochat_train.process_group import ProcessGroup
 from nanochat_train.protocols import Batch, TrainableModel
-from nanochat_train.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ def bits_per_byte(
     token_byte_lengths: Tensor,
     *,
     device: torch.device,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
 ) -> BitsPerByte:
     """Evaluates `model` over `batches`; token_byte_lengths (V,) is 0 for special tokens, which count neither way.
 
@@ -47,7 +47,7 @@ def bits_per_byte(
         counts.append(torch.stack([target_bytes.sum(), (target_bytes > 0).sum()]))
     # On the CPU, for MPS has no float64; and only once, for reading waits for the device.
     own = torch.stack(nats).cpu().double().sum(), *torch.stack(counts).cpu().sum(0)
-    total_nats, num_bytes, num_tokens = (world or World()).sum(*map(float, own))
+    total_nats, num_bytes, num_tokens = (ranks or ProcessGroup()).sum(*map(float, own))
     if num_bytes == 0:
         raise ValueError("there is no text to evaluate: every target is a special token or ignored")
     bpb = total_nats / math.log(2) / num_bytes

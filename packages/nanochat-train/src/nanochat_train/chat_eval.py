@@ -1,6 +1,6 @@
 """ChatCORE: problems put to a chat model, answered by a letter or in words, graded; the mean of centred accuracies.
 
-The tasks, and who answers (`Chooser`, `Writer`), come from outside, so that any data and any model will do.
+The tasks, and who answers (`ChoiceScorer`, `Generator`), come from outside, so that any data and any model will do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nanochat_train.evaluation_log import EvaluationLog
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 CHAT_CORE: Mapping[str, float] = {"arc-easy": 0.25, "arc-challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
 """The tasks of the ChatCORE metric, and the accuracy of guessing in each."""
@@ -40,10 +40,10 @@ class Answer:
     text: str
     num_tokens: int
     finished: str
-    """`stop`, `length` (cut off at the limit), or `context length exceeded` (the problem did not fit the context)."""
+    """`stop`, `length` (truncated at the limit), or `context length exceeded` (the problem did not fit the context)."""
 
 
-class Writer(Protocol):
+class Generator(Protocol):
     """Answers problems in words, several samples each, in whatever order they are done."""
 
     def __call__(self, problems: Iterable[tuple[int, Any]], /) -> Iterator[tuple[int, list[Answer]]]:
@@ -51,7 +51,7 @@ class Writer(Protocol):
         ...
 
 
-class Chooser(Protocol):
+class ChoiceScorer(Protocol):
     """Answers problems by a letter."""
 
     def __call__(self, conversations: Sequence[Any], letters: Sequence[Sequence[str]], /) -> list[list[float]]:
@@ -103,31 +103,31 @@ def evaluate_chat(
     name: str,
     task: ChatTask,
     *,
-    write: Writer,
-    choose: Chooser,
+    generate: Generator,
+    score_choices: ChoiceScorer,
     baseline: float | None = None,
     max_problems: int | None = None,
     problems_at_once: int = 64,
     grading_threads: int = 2,
     log: EvaluationLog | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ChatResult:
-    """Puts the first `max_problems` of a task to the model, shared out over the ranks of `world`.
+    """Puts the first `max_problems` of a task to the model, shared out over the ranks of `ranks`.
 
-    `log` gets a line a problem, with all answers; those that are in it already are not asked again. `baseline` defaults
+    `log` gets one line per problem, with all answers; those that are in it already are not asked again. `baseline` defaults
     to the one of `CHAT_CORE`, else 0. Letters are chosen `problems_at_once`; answers in words are graded on threads.
     """
-    world = world or World()
+    ranks = ranks or ProcessGroup()
     total = min(len(task), max_problems or len(task))
-    mine = range(world.rank, total, world.size)
+    mine = range(ranks.rank, total, ranks.size)
     done = log.done(name) if log is not None else {}
     entries = [done[index] for index in mine if index in done]
     todo = [index for index in mine if index not in done]
     if task.eval_type == "categorical":
-        new = _chosen(name, task, todo, choose, problems_at_once)
+        new = _chosen(name, task, todo, score_choices, problems_at_once)
     else:
-        new = _written(name, task, todo, write, grading_threads)
+        new = _written(name, task, todo, generate, grading_threads)
     for entry in new:
         if log is not None:
             log.append([entry])
@@ -135,11 +135,11 @@ def evaluate_chat(
         on_progress(len(entries), len(mine))
     if baseline is None:
         baseline = CHAT_CORE.get(name, 0.0)
-    return _result(name, entries, baseline, world)
+    return _result(name, entries, baseline, ranks)
 
 
 def _chosen(
-    name: str, task: ChatTask, indices: Sequence[int], choose: Chooser, at_once: int
+    name: str, task: ChatTask, indices: Sequence[int], score_choices: ChoiceScorer, at_once: int
 ) -> Iterator[dict[str, Any]]:
     """A line of the log for each problem, answered by a letter."""
     for begin in range(0, len(indices), at_once):
@@ -147,7 +147,7 @@ def _chosen(
         conversations = [task.conversation(index) for index in some]
         letters = [task.letters(index) for index in some]  # type: ignore[attr-defined]
         for index, conversation, names, logprobs in zip(
-            some, conversations, letters, choose(conversations, letters), strict=True
+            some, conversations, letters, score_choices(conversations, letters), strict=True
         ):
             finite = [logprob if math.isfinite(logprob) else -math.inf for logprob in logprobs]
             answered = max(finite) > -math.inf
@@ -162,7 +162,7 @@ def _chosen(
 
 
 def _written(
-    name: str, task: ChatTask, indices: Sequence[int], write: Writer, threads: int
+    name: str, task: ChatTask, indices: Sequence[int], generate: Generator, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A line of the log for each problem, answered in words; while some are graded, others are written."""
 
@@ -187,7 +187,7 @@ def _written(
 
     with ThreadPoolExecutor(threads) as graders:
         grading: list[Future[dict[str, Any]]] = []
-        for index, answers in write(problems()):
+        for index, answers in generate(problems()):
             grading.append(graders.submit(graded, index, conversations.pop(index), answers))
             while grading and (grading[0].done() or len(grading) > 4 * threads):
                 yield grading.pop(0).result()
@@ -200,16 +200,16 @@ def _problem(name: str, index: int, conversation: Any) -> dict[str, Any]:
     return {"task": name, "index": index, "messages": messages, "reference": reference["content"]}
 
 
-def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, world: World) -> ChatResult:
+def _result(name: str, entries: Sequence[Mapping[str, Any]], baseline: float, ranks: ProcessGroup) -> ChatResult:
     """The scores of all ranks' problems."""
     entries = sorted(entries, key=lambda entry: entry["index"])  # sums must not depend on what was done first
     counts = [(len(entry["right"]), sum(entry["right"])) for entry in entries]
     # A rank without problems does not know how many samples there are.
-    num_samples = int(max(world.gather(max((n for n, _ in counts), default=0))))
+    num_samples = int(max(ranks.gather(max((n for n, _ in counts), default=0))))
     ks = sorted({*(2**i for i in range(num_samples.bit_length())), num_samples} & set(range(1, num_samples + 1)))
     shares = [right / n for n, right in counts]
     finished = [reason for entry in entries for reason in entry["finished"]]
-    sums = world.sum(
+    sums = ranks.sum(
         len(entries),
         len(finished),
         sum(shares),

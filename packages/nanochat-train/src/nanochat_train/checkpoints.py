@@ -36,7 +36,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """What a run needs besides the weights to go on exactly: tensors of the optimizer, and everything else as JSON."""
+    """What a run needs besides the weights to resume exactly: tensors of the optimizer, and everything else as JSON."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)

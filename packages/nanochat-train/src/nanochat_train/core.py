@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from nanochat_train.evaluation_log import EvaluationLog
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 S = TypeVar("S", str, list[int])
 
@@ -143,19 +143,19 @@ def evaluate_core(
     items_at_once: int = 64,
     max_tokens: int | None = None,
     log: EvaluationLog | None = None,
-    world: World | None = None,
+    ranks: ProcessGroup | None = None,
     on_task: Callable[[TaskResult], None] = lambda result: None,
 ) -> CoreResult:
-    """Scores every item of every task, shared out over the ranks of `world`.
+    """Scores every item of every task, shared out over the ranks of `ranks`.
 
-    Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets a line an item; items that are in
+    Prompts longer than `max_tokens` lose their beginning, and are counted. `log` gets one line per item; items that are in
     it already are not done again.
     """
-    world = world or World()
+    ranks = ranks or ProcessGroup()
     results = []
     for task in tasks:
         done = log.done(task.label) if log is not None else {}
-        mine = range(world.rank, len(task), world.size)
+        mine = range(ranks.rank, len(task), ranks.size)
         entries = [done[index] for index in mine if index in done]
         todo = [index for index in mine if index not in done]
         for begin in range(0, len(todo), items_at_once):
@@ -164,7 +164,7 @@ def evaluate_core(
                 log.append(new)
             entries += new
         counts = [sum(bool(entry.get(name)) for entry in entries) for name in ("right", "cropped", "undecided")]
-        totals = [int(total) for total in world.sum(len(entries), *counts)]
+        totals = [int(total) for total in ranks.sum(len(entries), *counts)]
         result = replace(
             task_result(task.label, totals[1], totals[0], task.baseline), num_cropped=totals[2], num_undecided=totals[3]
         )

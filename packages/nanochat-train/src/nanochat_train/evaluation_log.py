@@ -1,4 +1,4 @@
-"""The log of an evaluation: a first line that says what was measured, then a line an item, which a later run goes on from."""
+"""The log of an evaluation: one line that says what was measured, then one line per item, from which a later run resumes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_train.json_lines import append_json_lines, read_json_lines
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 
 class EvaluationLog:
     """Items by task and index, kept as JSON lines. A file about another subject, or of no use, is begun anew.
 
-    `subject` names all that the verdicts depend on (checkpoint, data, settings). Every rank of `world` appends to one file.
+    `subject` names all that the verdicts depend on (checkpoint, data, settings). Every rank of `ranks` appends to one file.
     """
 
-    def __init__(self, path: Path, subject: Mapping[str, Any], *, world: World | None = None) -> None:
-        world = world or World()
+    def __init__(self, path: Path, subject: Mapping[str, Any], *, ranks: ProcessGroup | None = None) -> None:
+        ranks = ranks or ProcessGroup()
         self.path = path
         header = {"subject": json.loads(json.dumps(subject))}
-        if world.is_main and read_json_lines(path)[:1] != [header]:
+        if ranks.is_main and read_json_lines(path)[:1] != [header]:
             path.unlink(missing_ok=True)
             append_json_lines(path, [header])
-        world.barrier()
+        ranks.barrier()
         self._entries = {
             (entry["task"], entry["index"]): entry
             for entry in read_json_lines(path)

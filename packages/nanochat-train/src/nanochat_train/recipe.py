@@ -80,29 +80,16 @@ class Recipe:
 
         `target_flops` needs the model's training FLOPs per token. Raises `ValueError` for settings that make no run.
         """
-        for name, value in (("depth", depth), ("head_dim", head_dim), ("aspect_ratio", aspect_ratio)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        n_embd = model_width(depth, aspect_ratio=aspect_ratio, head_dim=head_dim)
-        params = scaling_params(depth, vocab_size=vocab_size, aspect_ratio=aspect_ratio, head_dim=head_dim)
-        reference = scaling_params(REFERENCE_DEPTH, vocab_size=vocab_size, aspect_ratio=aspect_ratio, head_dim=head_dim)
+        sizes = {"aspect_ratio": aspect_ratio, "head_dim": head_dim}
+        n_embd = model_width(depth, **sizes)
+        params = scaling_params(depth, vocab_size=vocab_size, **sizes)
         horizon = int(target_param_data_ratio * params)
-        reference_horizon = target_param_data_ratio * reference
+        reference_horizon = target_param_data_ratio * scaling_params(REFERENCE_DEPTH, vocab_size=vocab_size, **sizes)
         if total_batch_size is None:
-            batch = REFERENCE_BATCH_TOKENS * (horizon / reference_horizon) ** BATCH_EXPONENT
-            total_batch_size = 2 ** round(math.log2(batch))
+            total_batch_size = batch_tokens(horizon / reference_horizon)
         if total_batch_size < sequence_len:
             raise ValueError(f"total_batch_size={total_batch_size} is less than one sequence of {sequence_len} tokens")
-        if num_iterations is None and target_flops is not None:
-            if flops_per_token is None:
-                raise ValueError(f"target_flops={target_flops:g} needs flops_per_token")
-            num_iterations = round(target_flops / (flops_per_token * total_batch_size))
-        if num_iterations is None:
-            num_iterations = horizon // total_batch_size
-        if num_iterations < 1:
-            raise ValueError(
-                f"these settings give {num_iterations} iterations; ask for a longer run or a smaller batch"
-            )
+        steps = num_steps(num_iterations, horizon, total_batch_size, target_flops, flops_per_token)
         lr_scale = (total_batch_size / REFERENCE_BATCH_TOKENS) ** 0.5
         return cls(
             depth=depth,
@@ -116,7 +103,7 @@ class Recipe:
             horizon_tokens=horizon,
             reference_horizon_tokens=int(reference_horizon),
             total_batch_size=total_batch_size,
-            num_iterations=num_iterations,
+            num_iterations=steps,
             lr_scale=lr_scale,
             base_weight_decay=weight_decay,
             weight_decay=weight_decay * lr_scale * reference_horizon / horizon,
@@ -147,8 +134,33 @@ class Recipe:
         ]
 
 
+def batch_tokens(horizon: float) -> int:
+    """Tokens of an optimizer step for a horizon, as a multiple of the reference run's: a power of 2."""
+    return int(2 ** round(math.log2(REFERENCE_BATCH_TOKENS * horizon**BATCH_EXPONENT)))
+
+
+def num_steps(
+    asked: int | None, horizon: int, batch: int, target_flops: float | None, flops_per_token: int | None
+) -> int:
+    """Optimizer steps: as asked, else those of `batch` tokens that take `target_flops`, else those of the horizon.
+
+    Raises `ValueError` where that is none, and for target FLOPs without the model's training FLOPs per token.
+    """
+    steps = horizon // batch if asked is None else asked
+    if asked is None and target_flops is not None:
+        if flops_per_token is None:
+            raise ValueError(f"target_flops={target_flops:g} needs flops_per_token")
+        steps = round(target_flops / (flops_per_token * batch))
+    if steps < 1:
+        raise ValueError(f"these settings give {steps} iterations; ask for a longer run or a smaller batch")
+    return steps
+
+
 def model_width(depth: int, *, aspect_ratio: int, head_dim: int) -> int:
-    """depth * aspect_ratio, rounded up to a multiple of head_dim."""
+    """depth * aspect_ratio, rounded up to a multiple of head_dim. Raises `ValueError` where one of them is below 1."""
+    for name, value in (("depth", depth), ("head_dim", head_dim), ("aspect_ratio", aspect_ratio)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     return -(-depth * aspect_ratio // head_dim) * head_dim
 
 

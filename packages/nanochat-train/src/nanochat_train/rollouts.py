@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +108,11 @@ class RolloutStatistics:
             self.nll -= sum(rollout.logprobs)
             self.num_scored += len(rollout.logprobs)
 
-    def means(self, world: World | None = None) -> dict[str, float]:
+    def means(self, ranks: ProcessGroup | None = None) -> dict[str, float]:
         """Over all ranks `reward`, `length` (sampled tokens per answer), shares of `truncated` answers, `nonzero_groups` and
         `resampled_groups`; `entropy` in nats per token, estimated by the NLL of what was sampled, where that is known.
         """
-        sums = (world or World()).sum(*(getattr(self, name) for name in self.__slots__))
+        sums = (ranks or ProcessGroup()).sum(*(getattr(self, name) for name in self.__slots__))
         of = dict(zip(self.__slots__, sums, strict=True))
         rollouts, groups = max(of["num_rollouts"], 1), max(of["num_groups"], 1)
         return {
@@ -146,13 +146,13 @@ class RolloutLoader:
         identity: Mapping[str, str | int],
         max_resamples: int = 0,
         adjust: Callable[[RolloutBatch], NDArray[np.float32]] | None = None,
-        world: World | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
-        self.world = world or World()
+        self.ranks = ranks or ProcessGroup()
         if not 1 <= examples_per_step <= num_examples:
             raise ValueError(f"examples_per_step={examples_per_step} must be from 1 to num_examples={num_examples}")
-        if examples_per_step % self.world.size:
-            raise ValueError(f"examples_per_step={examples_per_step} is no multiple of the {self.world.size} ranks")
+        if examples_per_step % self.ranks.size:
+            raise ValueError(f"examples_per_step={examples_per_step} is no multiple of the {self.ranks.size} ranks")
         if num_samples < 2:
             raise ValueError(f"num_samples={num_samples} must be at least 2: one answer alone has no advantage")
         if rows_per_batch < 1:
@@ -181,7 +181,7 @@ class RolloutLoader:
     @property
     def batches_per_step(self) -> int:
         """On each rank; the number of micro-batches that the trainer accumulates."""
-        return self._examples_per_step // self.world.size * math.ceil(self._num_samples / self._rows)
+        return self._examples_per_step // self.ranks.size * math.ceil(self._num_samples / self._rows)
 
     def __iter__(self) -> Self:
         return self
@@ -206,7 +206,7 @@ class RolloutLoader:
 
     def _sample_step(self) -> None:
         examples = self.examples(self._step)
-        mine = range(self.world.rank, len(examples), self.world.size)
+        mine = range(self.ranks.rank, len(examples), self.ranks.size)
         draws = {place: random.Random(f"{self._seed} {self._step} {place}") for place in mine}
         self.statistics, groups = RolloutStatistics(), dict[int, Group]()
         for attempt in range(1 + self._max_resamples):

@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from nanochat_train.checkpoints import list_steps
 from nanochat_train.json_lines import read_json_lines
 from nanochat_train.loggers import Ema, Logger, Loggers
+from nanochat_train.progress import Progress, StepReport
 from nanochat_train.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from nanochat_train.trainer import StepReport, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +61,21 @@ class Run:
     scores: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def opened(self, trainer: Trainer) -> Iterator[Callable[[], bool]]:
+    def opened(self, trainer: Progress) -> Iterator[Callable[[], bool]]:
         """Yields whether a signal asked for a stop; afterwards all loggers are closed."""
         self._ema, self._epoch, self._evaluated = Ema(), self.epoch() if self.epoch else 0, dict[Evaluation, int]()
         self._start_s, self._start_step, self._start_share = time.perf_counter(), trainer.step, self.progress()
         if self.folder is not None:
             self.folder.start(trainer)
             self.scores.update(self.folder.meta.get("scores", {}))
-        self.logger = Loggers(self.make_loggers() if trainer.world.is_main else [])
+        self.logger = Loggers(self.make_loggers() if trainer.ranks.is_main else [])
         try:
             with stop_signals() if self.folder is not None else no_signals() as requested:
                 yield requested
         finally:
             self.logger.close()
 
-    def log(self, trainer: Trainer, report: StepReport) -> None:
+    def log(self, trainer: Progress, report: StepReport) -> None:
         """The metrics of a step."""
         tokens_per_s = report.num_tokens / (report.data_wait_s + report.step_s)
         metrics: dict[str, float] = {
@@ -110,11 +107,11 @@ class Run:
                 f"{self.stage} step {report.step}: all data read {self._epoch} x; what comes now is repeated"
             )
 
-    def save_if_due(self, trainer: Trainer) -> None:
+    def save_if_due(self, trainer: Progress) -> None:
         if self.save_every and trainer.step % self.save_every == 0:
             self.save(trainer)
 
-    def save(self, trainer: Trainer, *, stopped: bool = False) -> None:
+    def save(self, trainer: Progress, *, stopped: bool = False) -> None:
         """A checkpoint of this very step, unless there is one, or nothing has been trained."""
         if self.folder is None:
             return
@@ -124,7 +121,7 @@ class Run:
             kept = f", which is saved; {self.folder.hint}" if trainer.step else ""
             self.logger.message(f"{self.stage}: stopped after step {trainer.step}{kept}")
 
-    def evaluate(self, trainer: Trainer, *, first: bool = False, last: bool = False) -> None:
+    def evaluate(self, trainer: Progress, *, first: bool = False, last: bool = False) -> None:
         """What is due at this step; the scores go to the metrics, and to the step's checkpoint where there is one."""
         step = trainer.step
         known = {e for e, evaluated_step in self._evaluated.items() if evaluated_step == step}
@@ -140,7 +137,7 @@ class Run:
             for line in found.lines:
                 seconds = time.perf_counter() - start_s
                 self.logger.message(f"{self.stage} step {step}  {line}  ({seconds:.0f} s)")
-        if self.folder is not None and trainer.world.is_main and (last or step in self._evaluated.values()):
+        if self.folder is not None and trainer.ranks.is_main and (last or step in self._evaluated.values()):
             self.folder.add_outcome(step, scores=self.scores, finished=last)
 
     def best_step(self) -> int | None:
@@ -154,7 +151,7 @@ class Run:
         ]
         return min(scored, default=(0.0, None))[1]
 
-    def _eta(self, trainer: Trainer) -> dict[str, float]:
+    def _eta(self, trainer: Progress) -> dict[str, float]:
         total, step = trainer.schedule.num_iterations, trainer.step
         elapsed_s = time.perf_counter() - self._start_s
         if total is not None:

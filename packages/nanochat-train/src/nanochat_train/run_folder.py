@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanochat_train import state
 from nanochat_train.checkpoints import (
@@ -19,9 +19,7 @@ from nanochat_train.checkpoints import (
     step_directory,
     verify_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from nanochat_train.trainer import Trainer
+from nanochat_train.progress import Progress
 
 
 class RunFolder:
@@ -92,7 +90,7 @@ class RunFolder:
         """What a checkpoint of this run holds besides settings, scores and training state."""
         self.writers, self.more_meta, self.keep_last = writers, dict(meta), keep_last
 
-    def restore(self, trainer: Trainer, read_weights: Callable[[Path], None]) -> None:
+    def restore(self, trainer: Progress, read_weights: Callable[[Path], None]) -> None:
         """Puts model, optimizer, loader and generators where the checkpoint that is resumed from left them.
 
         `read_weights` raises `ValueError` where model or tokenizer are others; so does this where the data of
@@ -111,18 +109,18 @@ class RunFolder:
                 )
         state.restore(trainer, load_training_state(self.resumed))
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Progress) -> None:
         """Sets the metrics of a run before this one aside; nothing is removed."""
-        if trainer.world.is_main and self.resumed is None and self.metrics_file.exists():
+        if trainer.ranks.is_main and self.resumed is None and self.metrics_file.exists():
             count = len(list(self.root.glob("metrics.*.jsonl")))
             self.metrics_file.rename(self.root / f"metrics.{count + 1}.jsonl")
 
-    def save(self, trainer: Trainer, *, scores: Mapping[str, float], keep_also: int | None) -> None:
+    def save(self, trainer: Progress, *, scores: Mapping[str, float], keep_also: int | None) -> None:
         """A checkpoint of this very step, written by the first rank while the others wait."""
         if trainer.step == self._saved_step:
             return
         self._saved_step, training = trainer.step, state.capture(trainer)
-        if trainer.world.is_main:
+        if trainer.ranks.is_main:
             save_checkpoint(
                 self.root,
                 trainer.step,
@@ -138,7 +136,7 @@ class RunFolder:
                 keep_last=self.keep_last,
                 keep_also=keep_also,
             )
-        trainer.world.barrier()
+        trainer.ranks.barrier()
 
     def add_outcome(self, step: int, *, scores: Mapping[str, float], finished: bool) -> None:
         """Puts what was measured of a step beside the files of its checkpoint, where there is one of this run."""

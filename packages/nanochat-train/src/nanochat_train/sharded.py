@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanochat_train import muon
 from nanochat_train.optim import Bank, MuonAdamW, gradient, total_norm
-from nanochat_train.world import World
+from nanochat_train.process_group import ProcessGroup
 
 SMALLEST_SHARDED = 1024
 """Parameters of fewer elements are not worth sharing out."""
@@ -29,7 +29,7 @@ class ShardedMuonAdamW(MuonAdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.world = World.current()
+        self.ranks = ProcessGroup.current()
         self._has_state = False
         self._shares: list[Tensor] = []
         """Gradients of each bank's `mine`, summed over the ranks."""
@@ -38,7 +38,7 @@ class ShardedMuonAdamW(MuonAdamW):
         if is_replicated(params[0], group):
             return super()._bank(params, group)
         shape = (len(params), *params[0].shape) if group["kind"] == "muon" else tuple(params[0].shape)
-        rows, share = -(-shape[0] // self.world.size) * self.world.size, self._share(shape[0])
+        rows, share = -(-shape[0] // self.ranks.size) * self.ranks.size, self._share(shape[0])
         values = params[0].new_zeros((rows, *shape[1:]))
         bank = Bank(params, group, values, values[share], params[share] if group["kind"] == "muon" else params)
         bank.place()
@@ -53,7 +53,7 @@ class ShardedMuonAdamW(MuonAdamW):
             else:
                 whole = torch.zeros_like(bank.values)
                 whole[: bank.count] = gradient(bank)
-                own = whole.new_empty((whole.size(0) // self.world.size, *whole.shape[1:]))
+                own = whole.new_empty((whole.size(0) // self.ranks.size, *whole.shape[1:]))
                 reductions.append(_started(dist.reduce_scatter_tensor(own, whole, async_op=True)))
             self._shares.append(own)
         for reduction in reductions:
@@ -64,7 +64,7 @@ class ShardedMuonAdamW(MuonAdamW):
             for kind in (True, False)
         )
         device = self.all_params()[0].device
-        self.grad_norm = (self.world.sum_(of_shares.to(device).square()) + of_all.square()).sqrt()
+        self.grad_norm = (self.ranks.sum_(of_shares.to(device).square()) + of_all.square()).sqrt()
 
     def _reduced_gradients(self) -> list[Tensor]:
         return self._shares
@@ -77,7 +77,7 @@ class ShardedMuonAdamW(MuonAdamW):
                 continue
             if len(bank.mine) or not bank.is_muon:
                 self._update(bank, grads[: len(bank.mine)])
-            own = bank.values.view(self.world.size, -1)[self.world.rank].clone()
+            own = bank.values.view(self.ranks.size, -1)[self.ranks.rank].clone()
             gathers.append(_started(dist.all_gather_into_tensor(bank.values.view(-1), own, async_op=True)))
         self._shares, self._has_state = [], True
         for gather in gathers:
@@ -93,7 +93,7 @@ class ShardedMuonAdamW(MuonAdamW):
             for position, param in enumerate(bank.params):
                 for name in MUON_STATE if bank.is_muon else ADAMW_STATE:
                     buffer = self._gathered(name, bank, position)
-                    if self.world.is_main:
+                    if self.ranks.is_main:
                         full[f"{indices[id(param)]}.{name}"] = buffer.cpu()
         return full
 
@@ -118,7 +118,7 @@ class ShardedMuonAdamW(MuonAdamW):
             return buffer
         if not bank.is_muon:
             assert buffer is not None
-            own = buffer.new_zeros((bank.values.size(0) // self.world.size, *buffer.shape[1:]))
+            own = buffer.new_zeros((bank.values.size(0) // self.ranks.size, *buffer.shape[1:]))
             own[: buffer.size(0)] = buffer
             whole = own.new_empty((bank.values.size(0), *own.shape[1:]))
             dist.all_gather_into_tensor(whole, own)
@@ -126,13 +126,13 @@ class ShardedMuonAdamW(MuonAdamW):
         if buffer is None:
             shape = muon.second_moment_shape(*param.shape) if name == "second_moment" else param.shape
             buffer = param.new_empty(shape, dtype=torch.float32)
-        dist.broadcast(buffer, src=position // (bank.values.size(0) // self.world.size))
+        dist.broadcast(buffer, src=position // (bank.values.size(0) // self.ranks.size))
         return buffer
 
     def _share(self, count: int) -> slice:
         """This rank's part of `count` rows or matrices."""
-        size = -(-count // self.world.size)
-        return slice(min(self.world.rank * size, count), min((self.world.rank + 1) * size, count))
+        size = -(-count // self.ranks.size)
+        return slice(min(self.ranks.rank * size, count), min((self.ranks.rank + 1) * size, count))
 
 
 def is_replicated(param: Tensor, group: dict[str, Any]) -> bool:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from nanochat_train.checkpoints import TrainingState
 from nanochat_train.optim import MuonAdamW
-
-if TYPE_CHECKING:
-    from nanochat_train.trainer import Trainer
+from nanochat_train.progress import Progress
 
 
-def capture(trainer: Trainer) -> TrainingState:
+def capture(trainer: Progress) -> TrainingState:
     """Everything a trainer needs to resume exactly, besides the model's weights; with several ranks all must call it."""
     tensors = trainer.optimizer.full_state()
     tensors["rng.torch"] = torch.get_rng_state()
@@ -32,7 +30,7 @@ def capture(trainer: Trainer) -> TrainingState:
     return TrainingState(tensors=tensors, values={"loop": trainer.state_dict(), "generators": generators})
 
 
-def restore(trainer: Trainer, state: TrainingState) -> None:
+def restore(trainer: Progress, state: TrainingState) -> None:
     """Puts a trainer, its optimizer and the generators where they were. Raises `ValueError` if the optimizer differs."""
     restore_optimizer(trainer.optimizer, state)
     trainer.load_state_dict(state.values["loop"])

@@ -106,7 +106,7 @@ def check_trainable_model(model: TrainableModel, *, vocab_size: int) -> None:
 
 
 def check_batch_loader(make_loader: Callable[[], BatchLoader], *, after: int = 3, following: int = 5) -> None:
-    """A fresh loader with a saved state, carried as JSON, goes on with the very same batches."""
+    """A fresh loader with a saved state, carried as JSON, continues with the very same batches."""
     loader = make_loader()
     for _ in range(after):
         next(loader)

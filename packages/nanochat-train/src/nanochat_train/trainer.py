@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,36 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_train.optim import MuonAdamW
+from nanochat_train.process_group import ProcessGroup
+from nanochat_train.progress import StepReport
 from nanochat_train.protocols import Batch, BatchLoader, TrainableModel
 from nanochat_train.run import Run
 from nanochat_train.schedules import Schedule, StepRates
-from nanochat_train.world import World
 
 MOST_NOT_FINITE = 50
 """Steps in a row without finite gradients after which a run gives up."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What one optimizer step did, over all ranks."""
-
-    step: int
-    """Steps done, this one included."""
-    loss: float
-    """nats per target token; of weighted batches their objective"""
-    grad_norm: float
-    """before clipping"""
-    num_tokens: int
-    """input tokens without padding"""
-    num_targets: int
-    fill: float
-    """share of the positions of all batches that is not padding"""
-    lr_multiplier: float
-    stepped: bool
-    """False where there was nothing to learn, or gradients were not finite: nothing has moved."""
-    data_wait_s: float
-    step_s: float
-    """without waiting for data"""
 
 
 class Trainer:
@@ -58,7 +35,7 @@ class Trainer:
         device: torch.device,
         grad_accum_steps: int = 1,
         clip_norm: float | None = None,
-        world: World | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         if grad_accum_steps < 1:
             raise ValueError(f"grad_accum_steps={grad_accum_steps} must be at least 1")
@@ -68,7 +45,7 @@ class Trainer:
         self.device = device
         self.grad_accum_steps = grad_accum_steps
         self.clip_norm = clip_norm
-        self.world = world or World()
+        self.ranks = ranks or ProcessGroup()
         self.step = self.tokens_seen = self.skipped_steps = 0
         self.seconds = 0.0
         """Spent in steps and waiting for data, those before a resume included."""
@@ -89,7 +66,7 @@ class Trainer:
         with run.opened(self) as signalled:
             run.evaluate(self, first=True)
             while self.schedule.num_iterations is None or self.step < self.schedule.num_iterations:
-                [stop] = self.world.sum(float(signalled() or should_stop()))
+                [stop] = self.ranks.sum(float(signalled() or should_stop()))
                 start_s = time.perf_counter()
                 if stop or not (batches := self._take()):
                     break
@@ -116,8 +93,8 @@ class Trainer:
         rates = self.schedule.rates(self.step)
         set_rates(self.optimizer, rates)
         counts = ((int((batch.targets != -1).sum()), batch.num_tokens, batch.inputs.size) for batch in batches)
-        num_targets, num_tokens, num_positions = map(int, self.world.sum(*map(sum, zip(*counts, strict=True))))
-        loss = self.world.sum_(self._backward(batches, num_targets))
+        num_targets, num_tokens, num_positions = map(int, self.ranks.sum(*map(sum, zip(*counts, strict=True))))
+        loss = self.ranks.sum_(self._backward(batches, num_targets))
         # The step's only wait for the device: whether to step at all is decided here, and read together with the loss.
         values = torch.stack([loss, self.optimizer.reduce_gradients().to(loss)]).tolist()
         finite = all(map(math.isfinite, values))
@@ -190,16 +167,22 @@ class Trainer:
 
 
 def rows_that_fit(
-    model: TrainableModel, *, length: int, most: int, total: int, device: torch.device, world: World | None = None
+    model: TrainableModel,
+    *,
+    length: int,
+    most: int,
+    total: int,
+    device: torch.device,
+    ranks: ProcessGroup | None = None,
 ) -> int:
     """Rows of a micro-batch: a divisor of `total` up to `most`, halved until a trial step fits in every rank's memory.
 
     The trial computes the gradients of rows of `length` tokens beside as much memory as the optimizer's states will take.
     Raises `RuntimeError` where not even one row fits.
     """
-    world = world or World()
+    ranks = ranks or ProcessGroup()
     rows = next(count for count in range(min(most, total), 0, -1) if total % count == 0)
-    while sum(world.gather(not _fits(model, rows, length, device))):
+    while sum(ranks.gather(not _fits(model, rows, length, device))):
         if rows == 1:
             raise RuntimeError(
                 f"out of memory with one row of {length} tokens: a smaller model or shorter rows need less"

@@ -15,7 +15,7 @@ HUB_NAME = re.compile(r"hub:(?P<path>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?
 
 
 class ChatRows(Task):
-    """A conversation a row, in any shape that `as_messages` knows. Raises `ValueError` naming the row that holds none."""
+    """One conversation per row, in any shape that `as_messages` knows. Raises `ValueError` naming the row that holds none."""
 
     def __init__(self, rows: Sequence[Record], *, source: str) -> None:
         self._rows, self._source = rows, source
@@ -32,7 +32,7 @@ class ChatRows(Task):
 
 
 class CustomJSON(ChatRows):
-    """A file with a conversation a row: jsonl, a JSON list (`.json`), or parquet; the first two also `.gz` or `.zst`.
+    """A file with one conversation per row: jsonl, a JSON list (`.json`), or parquet; the first two also `.gz` or `.zst`.
 
     All rows are checked at once. Raises `ValueError` naming file and line.
     """
@@ -41,7 +41,7 @@ class CustomJSON(ChatRows):
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(
-                f"{self.path} does not exist; give a file with a conversation a row ({', '.join(ROW_SUFFIXES)})"
+                f"{self.path} does not exist; give a file with one conversation per row ({', '.join(ROW_SUFFIXES)})"
             )
         super().__init__(*read_parts([self.path]), source=str(self.path))
         for index in range(len(self)):

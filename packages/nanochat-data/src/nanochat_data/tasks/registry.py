@@ -27,7 +27,7 @@ class TaskOptions:
     mirror: Path | None = None
     """Folder with the files of published data sets, one folder each; None: the hub."""
     words: Path | None = None
-    """A word a line, for the spelling tasks; None: the built-in list."""
+    """One word per line, for the spelling tasks; None: the built-in list."""
     unsafe_code: bool = False
     """Run programs that a model wrote (HumanEval) even where a wall of the sandbox is missing."""
 

@@ -1,0 +1,1 @@
+"""Where libraries meet: one library's model, engine or tasks, in the shape that another asks for."""

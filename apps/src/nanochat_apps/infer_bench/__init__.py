@@ -1,0 +1,1 @@
+"""infer-bench: how fast the engine answers, beside what the machine can do."""

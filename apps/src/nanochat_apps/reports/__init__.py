@@ -1,0 +1,1 @@
+"""What people read of a model: HTML pages and the chat page's card."""

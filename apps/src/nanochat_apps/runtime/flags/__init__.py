@@ -1,0 +1,1 @@
+"""The flags of each program, as dataclasses. Nothing here imports torch."""
