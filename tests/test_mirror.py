@@ -1,4 +1,4 @@
-"""docs/mirror.md: the folders it names are those the tasks read, and its check runs."""
+"""docs/how-to/mirror.md: the folders it names are those the tasks read, and its check runs."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-TEXT = (Path(__file__).parent.parent / "docs" / "mirror.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parent.parent / "docs/how-to/mirror.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `([\w-]+)` \| `([\w/-]+)` \| `([\w/-]+)` \| `([\w/-]+)` \| ([\w, ]+) \|$", TEXT, re.MULTILINE)
 ROWS = {
     "arc": {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"},

@@ -87,7 +87,11 @@ def parsed(command: str) -> tuple[argparse.Namespace, base_train.Settings]:
 
 
 def test_the_command_for_several_nodes_is_one():
-    [command] = re.findall(r"uv run torchrun (.+?)\n *```", (RUNS / "multinode.md").read_text(), flags=re.DOTALL)
+    [command] = re.findall(
+        r"uv run torchrun (--nnodes .+?)\n *```",
+        (RUNS.parent / "docs/how-to/many-gpus.md").read_text(),
+        flags=re.DOTALL,
+    )
     settings = parsed(command)[1]
     assert (settings.depth, settings.save_every, settings.keep) == (24, 500, 3)
 

@@ -403,6 +403,9 @@ def test_what_is_no_grammar_is_refused_by_its_field(monkeypatch: pytest.MonkeyPa
     for grammar in bad:
         with pytest.raises(InvalidRequestError, match=grammar.field):
             events_of(saying(["a"]), request(grammar=grammar))
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(3000)}}
+    with pytest.raises(InvalidRequestError, match="guided_json: the grammar cannot be followed"):
+        events_of(saying(["a"]), request(grammar=Grammar("json_schema", wide, "guided_json")))
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(
         InvalidRequestError, match=r"tools: a grammar needs llguidance: install nanochat-engine\[grammar\]"

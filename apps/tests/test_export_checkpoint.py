@@ -14,8 +14,7 @@ from nanochat_apps.chat_web import Settings as WebSettings
 from nanochat_apps.interop import parity
 from nanochat_apps.runtime import cli, paths
 from nanochat_apps.runtime.generation import Sampling, choose_sampling
-from nanochat_apps.testing import save_tiny_checkpoint
-from nanochat_model import GPT, GPTConfig, load_model, save_model
+from nanochat_model import GPT, GPTConfig, hf, load_model, save_model
 from nanochat_tokenizer import render_for_completion, train_tokenizer
 from nanochat_train import load_meta, save_checkpoint, verify_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +22,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 CORPUS = [f"The fox number {i} runs over the red house, again and again. Ça va? {i * 7}" for i in range(300)]
 TOKENIZER = train_tokenizer(CORPUS, vocab_size=400)
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How far does fox number 12 run?"}]
+
+
+SIZES = {"sequence_len": 256, "vocab_size": 400, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64}
+
+
+def random_model(config: GPTConfig, *, dtype: torch.dtype = torch.float32) -> GPT:
+    model = GPT(config, compute_dtype=dtype)
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +46,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def classic() -> Path:
     """A classic chat model, its embeddings in bfloat16, under d2."""
-    config = GPTConfig.classic(sequence_len=256, vocab_size=400, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
-    model = GPT(config, compute_dtype=torch.bfloat16)
-    model.init_weights(0)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model = random_model(GPTConfig.classic(**SIZES), dtype=torch.bfloat16)
     return save_checkpoint(
         paths.checkpoints_root("sft") / "d2",
         600,
@@ -119,18 +125,36 @@ def test_ours_to_transformers_to_ours_is_bit_exact(
     assert "logits within" in capsys.readouterr().out
 
 
-def test_a_modern_model_makes_a_bundle_but_no_model_of_transformers(
+def test_a_modern_bundle_is_used_by_the_engine_and_with_our_class_by_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_tiny_checkpoint(paths.checkpoints_root("sft") / "d2")
+    model = random_model(GPTConfig(**SIZES))
+    save_checkpoint(
+        paths.checkpoints_root("sft") / "d2",
+        600,
+        writers=[lambda d: save_model(model, d), lambda d: TOKENIZER.save(d / "tokenizer")],
+        meta={"stage": "sft"},
+    )
     with pytest.raises(ValueError, match="no place for value_embeddings"):
         export(tmp_path / "out", target="transformers")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert export(tmp_path / "out") == 0
-    assert "transformers has no place for it" in capsys.readouterr().out
-    assert "AutoModelForCausalLM" not in (tmp_path / "out/README.md").read_text()
-    ours, bundled = (nanochat_engine.load(d) for d in (paths.find_checkpoint("sft"), tmp_path / "out"))
-    assert ours.generate_batch([1, 2, 3], max_tokens=9) == bundled.generate_batch([1, 2, 3], max_tokens=9)
+    assert "after nanochat_model.hf.register(), gives the same ids, and logits within" in capsys.readouterr().out
+    assert "hf.register()" in (tmp_path / "out/README.md").read_text()
+
+    engine = nanochat_engine.load(tmp_path / "out", dtype=torch.float32)
+    prompt = render_for_completion(TOKENIZER, {"messages": CHAT})
+    plain = nanochat_engine.Engine(engine.model, engine.tokenizer, tools={})
+    ours = plain.complete([prompt], max_tokens=64, temperature=0.0)[0].token_ids
+    hf.register()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    hf_model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    generated = hf_model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, len(prompt) :].tolist()
+    ends = hf_model.generation_config.eos_token_id
+    assert len(generated) == 64 or generated[-1] in ends
+    assert [i for i in generated if i not in ends] == ours
+
     with pytest.raises(cli.UsageError, match="already exists"):
         export(tmp_path / "out")
     (tmp_path / "out/config.json").write_text("{}")

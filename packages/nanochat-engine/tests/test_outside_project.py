@@ -20,6 +20,7 @@ FORBIDDEN = (
     "nanochat_train",
     "aiohttp",
     "datasets",
+    "llguidance",
     "pyarrow",
     "rustbpe",
     "safetensors",

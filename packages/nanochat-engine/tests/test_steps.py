@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from nanochat_engine import CausalLM, Completion, Engine, Grammars, native
+from nanochat_engine import (
+    CausalLM,
+    Completion,
+    Engine,
+    Grammars,
+    KVCache,
+    Request,
+    SamplingParams,
+    native,
+    steps,
+)
 from nanochat_engine.testing import ByteTokenizer, TinyLM
 
 TOKENIZER = ByteTokenizer()
@@ -74,6 +84,63 @@ def test_answers_begin_before_compiling_has_ended(monkeypatch: pytest.MonkeyPatc
         release.set()
         assert engine.steps is not None
         assert not engine.steps.wait()
+
+
+class Letters:
+    """Lets small letters through, and fails after so many."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def start(self) -> Letters:
+        return Letters(self.most)
+
+    def allowed(self) -> bytes:
+        if self.most == 0:
+            raise ValueError("no more letters")
+        return bytes(12) + b"\xfe\xff\xff\x07"
+
+    def accept(self, token_id: int, /) -> None:
+        assert ord("a") <= token_id <= ord("z")
+        self.most -= 1
+
+
+def test_a_step_samples_what_it_can_beside_rows_that_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With steps that are not compiled, for speed: every kind of row in the same steps, one of which fails alone."""
+    num_calls = 0
+
+    def uncompiled(model: CausalLM, cache: KVCache, num_rows: int) -> Any:
+        decode = steps._decode(model)
+
+        def call(inputs: torch.Tensor, settings: torch.Tensor) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            return decode(inputs, settings, cache.keys, cache.values, cache.seq_len)
+
+        return call
+
+    monkeypatch.setattr(steps, "_compile", uncompiled)
+    monkeypatch.setattr(steps, "_compile_prefill", lambda *_: None)
+    monkeypatch.setattr(native, "load", lambda: True)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"top_k": 20}, {"constraint": Letters(99)}, {"temperature": 0.0, "logprobs": 2}, {},
+        {"temperature": 0.0, "presence_penalty": 2.0, "constraint": Letters(99)}, {"constraint": Letters(5)},
+    ]  # fmt: skip
+    requests = [
+        Request(token_ids=PROMPTS[0], params=SamplingParams(max_tokens=20, ignore_eos=True, **own)) for own in kinds
+    ]
+
+    def events_of(engine: Engine) -> list[list[tuple[int | None, str | None, str]]]:
+        streams = [engine.events(request) for request in requests]
+        return [[(event.token_id, event.finished, str(event.error)) for event in stream] for stream in streams]
+
+    with Engine(TinyLM(), TOKENIZER, compile=True) as fast:
+        assert fast.steps is not None
+        assert fast.steps.wait()
+        found = events_of(fast)
+    assert num_calls == 19  # the first token comes with the prompt
+    assert found == events_of(Engine(TinyLM(), TOKENIZER))
+    assert [events[-1][1:] for events in found] == [("length", "None")] * 6 + [("error", "no more letters")]
 
 
 @pytest.mark.slow

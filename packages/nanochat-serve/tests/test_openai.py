@@ -74,6 +74,7 @@ REFUSED_CHATS = [
     (ask(tool_choice="required"), "tool_choice"),
     (ask(guided_choice=["a", ""]), "guided_choice[1]"),
     (ask(guided_json="{"), "guided_json"),
+    (ask(structured_outputs={"regex": "a", "choice": ["b"]}), "structured_outputs.choice"),
     (ask(guided_regex="a", response_format={"type": "json_object"}), "guided_regex"),
     (ask(audio={"voice": "x"}), "audio"),
     (ask(n=9), "n"),

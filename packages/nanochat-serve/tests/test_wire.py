@@ -363,6 +363,8 @@ GRAMMARS = [
     (TEXT, {"guided_regex": "a+"}, ("regex", "a+", "guided_regex")),
     (CHAT, {"guided_choice": ["yes", "no"]}, ("choice", ["yes", "no"], "guided_choice")),
     (CHAT, {"guided_grammar": "start: /a/"}, ("lark", "start: /a/", "guided_grammar")),
+    (CHAT, {"structured_outputs": {"regex": "a+"}}, ("regex", "a+", "structured_outputs.regex")),
+    (TEXT, {"structured_outputs": {}}, None),
     (CHAT, {"tools": TOOLS, "tool_choice": "none"}, None),
     (CHAT, {"tools": [], "tool_choice": "auto"}, None),
     (CHAT, {"tools": TOOLS, "tool_choice": "required"}, ("calls", {"get_weather": CITY, "wait": NOTHING}, "tools")),

@@ -175,6 +175,22 @@ def test_one_whose_backend_fails_is_started_again(monkeypatch):
     assert with_pool(use) == (1, "again")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_one_that_is_out_of_memory_is_replaced_and_the_others_answers_are_kept(monkeypatch, caplog):
+    monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
+
+    async def use(pool: WorkerPool) -> Any:
+        others = asyncio.create_task(answer(pool, request("one two three")))
+        with pytest.raises(WorkerError, match="it is out of memory"):
+            await answer(pool, request("starve"))
+        kept = (await others)[0]
+        await until(lambda: all(worker.ready for worker in pool.status().workers))
+        return kept, sum(worker.num_restarts for worker in pool.status().workers), (await answer(pool, request("x")))[0]
+
+    assert with_pool(use, num_workers=2) == ("one two three", 1, "x")
+    assert any("it is out of memory; starting it again" in record.message for record in caplog.records)
+
+
 def test_one_that_makes_no_step_is_replaced(monkeypatch):
     monkeypatch.setattr(supervisor, "RESTART_AFTER_S", (0.0,))
     monkeypatch.setattr(supervisor, "STALLED_BEATS", 1)

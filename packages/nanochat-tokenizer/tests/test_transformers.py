@@ -67,6 +67,26 @@ def test_the_template_gives_the_ids_and_the_mask_of_the_renderer(messages):
         assert prompt["input_ids"] == render_for_completion(TOKENIZER, {"messages": messages})
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_the_template_takes_the_parts_that_chat_servers_make_of_a_string(role):
+    words = [("system", "Be brief."), ("user", "1+1?"), ("assistant", PARTS[:2]), ("tool", "2"), ("assistant", "2.")]
+    plain = [{"role": name, "content": content} for name, content in words]
+    parts = [
+        {**message, "content": [{"type": "text", "text": letter} for letter in message["content"]]}
+        if message["role"] == role and isinstance(message["content"], str)
+        else message
+        for message in plain
+    ]
+    assert parts != plain
+    assert THEIRS.apply_chat_template(parts, tokenize=False) == THEIRS.apply_chat_template(plain, tokenize=False)
+
+
+def test_the_template_refuses_images():
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(Exception, match="only text parts"):
+        THEIRS.apply_chat_template([{"role": "user", "content": picture}])
+
+
 def test_the_template_refuses_roles_that_do_not_alternate():
     with pytest.raises(Exception, match="must alternate"):
         THEIRS.apply_chat_template([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])

@@ -76,7 +76,7 @@ def test_five_steps_bring_singular_values_from_a_thousandth_to_one_near_one():
         (0.852669, 1.141007),
     ]
     for steps, ends in enumerate(worked, start=1):
-        values = torch.linalg.svdvals(orthogonalise(matrix[None], steps=steps)[0])
+        values = torch.linalg.svdvals(orthogonalise(matrix[None], steps)[0])
         assert (float(values.min()), float(values.max())) == pytest.approx(ends, rel=1e-5)
 
 

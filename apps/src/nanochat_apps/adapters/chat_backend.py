@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from nanochat_engine import (
     CompletionBuilder,
     Engine,
     Event,
+    GrammarError,
     Grammars,
     Logprobs,
     Request,
@@ -115,7 +117,8 @@ class EngineBackend:
         Raises `ContextLengthError` if the context length is exceeded, `InvalidRequestError` for unknown token ids
         and for a grammar that is none.
         """
-        constraint = None if request.grammar is None else await asyncio.to_thread(self._constraint, request.grammar)
+        with _grammar_of(request):
+            constraint = None if request.grammar is None else await asyncio.to_thread(self._constraint, request.grammar)
         ids, added = self._prompt_ids(request)
         values = {field.name: getattr(request.params, field.name) for field in fields(request.params)}
         seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
@@ -129,18 +132,19 @@ class EngineBackend:
         asked = Request(token_ids=ids, params=params, salt=request.salt)
         builders = [CompletionBuilder(self._tokenizer, asked) for _ in range(params.n)]
         shown = not request.echo
-        async with self._async_engine.stream(asked) as events:
-            async for event in events:
-                if not shown and event.prompt_logprobs:
-                    shown = True
-                    yield self._prompt(ids[added:], event.prompt_logprobs[added:])
-                builder = builders[event.sample]
-                if builder.done:  # at a stop string
-                    continue
-                for answer in self._answer(builder, event):
-                    yield answer
-                if all(builder.done for builder in builders):
-                    return
+        with _grammar_of(request):
+            async with self._async_engine.stream(asked) as events:
+                async for event in events:
+                    if not shown and event.prompt_logprobs:
+                        shown = True
+                        yield self._prompt(ids[added:], event.prompt_logprobs[added:])
+                    builder = builders[event.sample]
+                    if builder.done:  # at a stop string
+                        continue
+                    for answer in self._answer(builder, event):
+                        yield answer
+                    if all(builder.done for builder in builders):
+                        return
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -148,10 +152,7 @@ class EngineBackend:
 
     def _constraint(self, grammar: Grammar) -> TokenConstraint:
         """On a thread, as large grammars take their time."""
-        try:
-            constraint: TokenConstraint = getattr(self._grammars, grammar.kind)(grammar.value)
-        except (ValueError, ImportError) as error:
-            raise InvalidRequestError(grammar.field, str(error)) from None
+        constraint: TokenConstraint = getattr(self._grammars, grammar.kind)(grammar.value)
         return constraint
 
     def _answer(self, builder: CompletionBuilder, event: Event) -> Iterator[ChatEvent]:
@@ -239,3 +240,13 @@ class EngineBackend:
 
     def _bytes(self, token_id: int) -> bytes:
         return bytes(self._tokenizer.decode_bytes([token_id]))
+
+
+@contextmanager
+def _grammar_of(request: ChatRequest) -> Iterator[None]:
+    """What is wrong with a request's grammar is said of its field."""
+    try:
+        yield
+    except (GrammarError, ImportError) as error:
+        field = "grammar" if request.grammar is None else request.grammar.field
+        raise InvalidRequestError(field, str(error)) from None

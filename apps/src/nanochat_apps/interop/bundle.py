@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +45,8 @@ def write_bundle(
 ) -> float | None:
     """Makes `out`, whole or not at all; `meta` is that of the checkpoint the model came from.
 
-    In the layout of transformers the result is loaded with transformers and compared: returns the largest difference of two
-    logits. Raises `ValueError` naming what has no place there or differs, `UsageError` if `out` already exists.
+    The result is loaded with transformers, where it is installed, and compared: returns the largest difference of two logits.
+    Raises `ValueError` naming what has no place there or differs, `UsageError` if `out` already exists.
     """
     if out.exists():
         raise cli.UsageError(f"{out} already exists: give another directory, or remove it")
@@ -53,7 +54,7 @@ def write_bundle(
 
     def check(directory: Path) -> None:
         nonlocal difference
-        if layout == "transformers":
+        if layout == "transformers" or find_spec("transformers"):
             written = load_model(directory, dtype=torch.float32).eval()
             difference = check_transformers(directory, written, tokenizer)
 

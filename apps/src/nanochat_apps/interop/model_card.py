@@ -61,11 +61,11 @@ tested for safety. Its training text and its biases are those of the data named 
 """
 
 TRANSFORMERS = """
-With transformers:
+With transformers{package}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
+{register}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
@@ -77,8 +77,17 @@ There, unlike in the workspace, a user who writes `<|assistant_end|>` writes the
 """
 
 
+REGISTER = """from nanochat_model import hf
+
+hf.register()
+"""
+
+
 def model_card(model: GPT, meta: dict[str, Any], *, transformers: bool) -> str:
-    """Markdown with the front matter that model hubs read. `meta` is the checkpoint's."""
+    """Markdown with the front matter that model hubs read. `meta` is the checkpoint's.
+
+    `transformers`: whether transformers by itself has a class for the model; else ours has to be registered.
+    """
     config, counts = model.config, model.param_counts()
     stage = str(meta.get("stage", "base"))
     name = f"nanochat-d{config.n_layer}-{stage}"
@@ -106,7 +115,11 @@ def model_card(model: GPT, meta: dict[str, Any], *, transformers: bool) -> str:
         architecture=_rows(architecture),
         settings=_rows({key: value for key, value in settings.items() if value is not None}),
         scores="| score | value |\n|---|---|\n" + _rows(scores) if scores else "None were measured.",
-        transformers=TRANSFORMERS.format(name=name) if transformers else "",
+        transformers=TRANSFORMERS.format(
+            name=name,
+            package="" if transformers else " (`pip install 'nanochat-model[transformers]'`)",
+            register="" if transformers else REGISTER,
+        ),
     )
 
 

@@ -28,9 +28,11 @@ def check_transformers(directory: Path, model: GPT, tokenizer: Tokenizer) -> flo
     Raises `ValueError` naming the text whose ids differ, or the difference if it is too large.
     """
     try:
+        from nanochat_model import hf
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ImportError("comparing with transformers needs it: pip install 'nanochat-apps[transformers]'") from error
+    hf.register()
     with quiet_transformers():
         theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         their_model: Any = AutoModelForCausalLM.from_pretrained(

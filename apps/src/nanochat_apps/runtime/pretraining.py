@@ -19,7 +19,8 @@ from nanochat_apps.runtime.training import saved_rates
 def build(settings: Settings, vocab_size: int, where: torch.device, dtype: torch.dtype) -> tuple[Recipe, GPT]:
     """The recipe of these settings and a freshly initialised model of its size."""
     width = model_width(settings.depth, aspect_ratio=settings.aspect_ratio, head_dim=settings.head_dim)
-    make = GPTConfig if settings.variant == "modern" else GPTConfig.classic
+    modern = settings.variant == "modern"
+    make = GPTConfig if modern else GPTConfig.classic
     config = make(
         sequence_len=settings.max_seq_len,
         vocab_size=vocab_size,
@@ -27,7 +28,8 @@ def build(settings: Settings, vocab_size: int, where: torch.device, dtype: torch
         n_head=width // settings.head_dim,
         n_kv_head=width // settings.head_dim,
         n_embd=width,
-        window_pattern=settings.window_pattern if settings.variant == "modern" else "L",
+        window_pattern=settings.window_pattern if modern else "L",
+        smear=settings.smear and modern,
     )
     model = GPT(config, compute_dtype=dtype)
     model.init_weights(settings.seed)

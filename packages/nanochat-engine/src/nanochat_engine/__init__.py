@@ -5,7 +5,7 @@ from nanochat_engine.calculator import use_calculator
 from nanochat_engine.checkpoint import load
 from nanochat_engine.completion import Completion, CompletionBuilder
 from nanochat_engine.engine import Engine, EventStream
-from nanochat_engine.grammar import Grammars
+from nanochat_engine.grammar import GrammarError, Grammars
 from nanochat_engine.kv_cache import KVCache
 from nanochat_engine.protocols import CausalLM, ChatRenderer, KVCacheLike, KVSpec, TokenConstraint, Tokenizer
 from nanochat_engine.requests import Event, FinishReason, Request
@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "EventStream",
     "FinishReason",
+    "GrammarError",
     "Grammars",
     "KVCache",
     "KVCacheLike",

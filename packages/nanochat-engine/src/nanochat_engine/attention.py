@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -135,22 +136,36 @@ def attend_segment(q: Tensor, keys: Tensor, values: Tensor, start: int, *, windo
 
     The row holds the segment's own keys already. -> (T, H, D)
     """
+    T, gqa = q.size(0), q.size(1) != keys.size(0)
+    queries, last = q[None].transpose(1, 2), start + T
+    keys, values = (x[None, :, :last].to(q.dtype) for x in (keys, values))
+    if start == 0 and window >= T - 1:  # torch's kernel then visits the lower triangle only, and needs no mask
+        causal = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=gqa)
+        return causal[0].transpose(0, 1)
     blocks = []
-    for begin in range(0, q.size(0), QUERY_BLOCK):
-        end = min(begin + QUERY_BLOCK, q.size(0))
+    for begin in range(0, T, QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, T)
         first, last = max(0, start + begin - window), start + end
-        seen = None
-        if end - begin > 1:  # a single query sees all of them
-            position = torch.arange(start + begin, last, device=q.device)[:, None]
-            distance = position - torch.arange(first, last, device=q.device)
-            seen = ((distance >= 0) & (distance <= window))[None, None]
         y = F.scaled_dot_product_attention(
-            q[None, begin:end].transpose(1, 2),
-            keys[None, :, first:last].to(q.dtype),
-            values[None, :, first:last].to(q.dtype),
-            attn_mask=seen,
+            queries[:, :, begin:end],
+            keys[:, :, first:last],
+            values[:, :, first:last],
+            attn_mask=_mask(end - begin, last - first, window, q.dtype, q.device) if end - begin > 1 else None,
             scale=scale,
-            enable_gqa=q.size(1) != keys.size(0),
+            enable_gqa=gqa,
         )
         blocks.append(y[0].transpose(0, 1))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+@lru_cache(maxsize=32)
+def _mask(num_queries: int, num_keys: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(num_queries, num_keys) to add to scores: -inf where a query does not see a key; the last of both is one token.
+
+    Every layer adds the same one, and making it costs more than attention.
+    """
+    with torch.inference_mode(False):
+        queries = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+        distance = queries - torch.arange(num_keys, device=device)
+        unseen = (distance < 0) | (distance > window)
+        return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf)

@@ -16,6 +16,10 @@ JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separ
 """One way to write a value, so that no model can continue with blanks for ever; a schema's `x-guidance` may say otherwise."""
 
 
+class GrammarError(ValueError):
+    """What is no grammar, or has turned out to be too complex in the midst of a completion, which then ends with this."""
+
+
 class BytesTokenizer(Tokenizer, Protocol):
     """A tokenizer that also says which bytes each of its tokens stands for."""
 
@@ -28,7 +32,7 @@ class Grammars:
     """Makes `SamplingParams.constraint`s for one tokenizer, whose special tokens no grammar admits: no tool is called.
 
     When nothing can follow any more, the only token left is the one that ends the completion. Each method raises
-    `ValueError` with what is wrong with its argument. Raises `ImportError` if the extra `grammar` is not installed.
+    `GrammarError`, a `ValueError`, with what is wrong with its argument; without the extra there is an `ImportError`.
     """
 
     def __init__(self, tokenizer: BytesTokenizer) -> None:
@@ -46,7 +50,11 @@ class Grammars:
 
     def json_schema(self, schema: Mapping[str, Any] | str) -> TokenConstraint:
         """A JSON value that satisfies a schema, which may be given as JSON too; `{"type": "object"}` is any object."""
-        return self._constraint(self._matcher.grammar_from_json_schema(schema, defaults=JSON_SPACING))
+        try:
+            grammar = self._matcher.grammar_from_json_schema(schema, defaults=JSON_SPACING)
+        except ValueError as error:
+            raise GrammarError(str(error)) from None
+        return self._constraint(grammar)
 
     def regex(self, pattern: str) -> TokenConstraint:
         """A text that matches a regular expression as a whole."""
@@ -55,7 +63,7 @@ class Grammars:
     def choice(self, texts: Sequence[str]) -> TokenConstraint:
         """One of several texts."""
         if not texts or not all(texts):
-            raise ValueError("a choice needs at least one text, and none that is empty")
+            raise GrammarError("a choice needs at least one text, and none that is empty")
         return self.lark("start: " + " | ".join(map(_quoted, texts)))
 
     def calls(self, functions: Mapping[str, Mapping[str, Any]]) -> TokenConstraint:
@@ -73,7 +81,7 @@ class Grammars:
     def _constraint(self, grammar: str) -> TokenConstraint:
         matcher = self._matcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise ValueError(" ".join(str(matcher.get_error()).split()))
+            raise GrammarError(_told(matcher))
         return _GrammarConstraint(matcher)
 
 
@@ -89,7 +97,7 @@ class _GrammarConstraint:
     def allowed(self) -> bytes:
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar cannot be followed: {self._matcher.get_error()}")
+            raise GrammarError(f"the grammar cannot be followed: {_told(self._matcher)}")
         return mask
 
     def accept(self, token_id: int) -> None:
@@ -110,5 +118,11 @@ class _Vocabulary:
         return self._tokenizer.encode(text)
 
 
+def _told(matcher: Any) -> str:
+    """What is wrong, in one line, without the state that follows it."""
+    return " ".join(str(matcher.get_error()).partition("<state>")[0].split())
+
+
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """As Lark's notation has it: JSON's, but for a control character that JSON takes as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -73,20 +73,7 @@ class CachedRunner:
             self._steps.close()
 
     def _decode(self, chunks: Sequence[Chunk], step: FastSteps.Step) -> list[Sampled]:
-        """One token for each chunk by a compiled or captured step, which also samples where all of them are simple."""
-        params = [chunk.draw.params for chunk in chunks if chunk.draw is not None]
-        simple = len(params) == len(chunks) and all(own.is_simple for own in params)
-        if not simple or any(chunk.num_scored for chunk in chunks):
-            return _compute(lambda some: self._step(step, some, [])[1], chunks)
-        try:
-            return [Sampled(token) for token in self._step(step, chunks, params)[0].tolist()[: len(chunks)]]
-        except Exception as error:
-            return [Sampled(error=error)] * len(chunks)
-
-    def _step(
-        self, step: FastSteps.Step, chunks: Sequence[Chunk], params: Sequence[SamplingParams]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens sampled by the parameters, greedily without any, and logits (M, V) at the positions wanted."""
+        """One token for each chunk by a compiled or captured step, which samples it too where it can."""
         padding = step.num_rows - len(chunks)
         inputs = torch.tensor(
             [
@@ -96,12 +83,24 @@ class CachedRunner:
                 [chunk.previous_id for chunk in chunks] + [-1] * padding,
             ]
         )
-        uniforms = [_uniform(chunk) for chunk in chunks] if params else []
-        num_more = step.num_rows - len(params)
-        settings = settings_tensor([*params, *[_GREEDY] * num_more], uniforms + [0.0] * num_more)
-        tokens, logits = step.call(inputs, settings)
-        counts = torch.tensor([len(wanted_positions(chunk)) for chunk in chunks], device=logits.device)
-        return tokens, logits[: len(chunks)].repeat_interleave(counts, dim=0)
+        simple = {i: chunk.draw.params for i, chunk in enumerate(chunks) if chunk.draw and _is_simple(chunk)}
+        uniforms = [_uniform(chunk) if i in simple else 0.0 for i, chunk in enumerate(chunks)] + [0.0] * padding
+        try:
+            params = [simple.get(i, _GREEDY) for i in range(step.num_rows)]
+            tokens, logits = step.call(inputs, settings_tensor(params, uniforms))
+            results = [Sampled(token) for token in tokens.tolist()[: len(chunks)]]
+        except Exception as error:
+            return [Sampled(error=error)] * len(chunks)
+        places = {chunk.row: i for i, chunk in enumerate(chunks) if i not in simple}
+
+        def wanted(some: Sequence[Chunk]) -> Tensor:
+            rows = [places[chunk.row] for chunk in some for _ in wanted_positions(chunk)]
+            return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+
+        others = [chunks[i] for i in places.values()]
+        for i, result in zip(places.values(), _compute(wanted, others) if others else [], strict=True):
+            results[i] = result
+        return results
 
     def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (M, V) at the positions that the chunks want, in their order: single tokens, then segments."""
@@ -247,6 +246,11 @@ def _score(chunk: Chunk, logits: Tensor, place: int) -> list[Logprobs]:
     following = [*chunk.token_ids, *([] if chunk.next_id is None else [chunk.next_id])]
     targets = following[chunk.score_from : chunk.score_from + chunk.num_scored]
     return take_logprobs(logits[place : place + chunk.num_scored], targets, [chunk.num_top] * chunk.num_scored)
+
+
+def _is_simple(chunk: Chunk) -> bool:
+    """Whether a fast step's own sampling is all that it needs."""
+    return chunk.draw is not None and chunk.draw.params.is_simple and not chunk.num_scored
 
 
 def _uniform(chunk: Chunk) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 """Where transformers says which of several weight files holds which tensor."""
 FORMAT_VERSION = 1
+GPT_MODEL_TYPE = "nanochat_gpt"
+"""`model_type` of our own layout, by which transformers finds the class of `nanochat_model.hf`."""
+GPT_PREFIX = "gpt."
+"""What that class puts before the names of our tensors."""
 
 
 def save_model(
@@ -46,7 +51,8 @@ def save_model(
     if layout == "transformers":
         config, state = transformers_settings(model.config), transformers_state(model)
     else:
-        config, state = {"format_version": FORMAT_VERSION, **model.config.to_dict()}, model.state_dict()
+        config, state = {"format_version": FORMAT_VERSION, "model_type": GPT_MODEL_TYPE}, model.state_dict()
+        config |= model.config.to_dict()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / CONFIG_FILE, config)
@@ -73,6 +79,11 @@ def load_config(directory: str | Path) -> GPTConfig:
             return config_from_transformers(values)
         if values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"not a model config of format version {FORMAT_VERSION}")
+        model_type = values.pop("model_type", GPT_MODEL_TYPE)
+        if model_type != GPT_MODEL_TYPE:
+            raise ValueError(f"model_type={model_type!r} must be {GPT_MODEL_TYPE!r}")
+        if "transformers_version" in values:  # its save_pretrained writes settings of its own beside ours
+            values = {field.name: values[field.name] for field in fields(GPTConfig) if field.name in values}
         return GPTConfig.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -90,7 +101,7 @@ def load_model(
     """
     config = load_config(directory)
     path = Path(directory) / WEIGHTS_FILE
-    state = _read_tensors(Path(directory))
+    state = {name.removeprefix(GPT_PREFIX): tensor for name, tensor in _read_tensors(Path(directory)).items()}
     if "transformer.wte.weight" not in state and "model.embed_tokens.weight" in state:
         try:
             state = state_from_transformers(state, config)

@@ -15,17 +15,21 @@ from nanochat_serve.shapes import Schema, check, either, typed
 from nanochat_serve.structured import (
     FORMAT,
     GUIDES,
+    OUTPUTS,
     TEXT_FORMAT,
     TOOL_CHOICE,
     TOOLS,
+    only,
     read_calls,
     read_format,
     read_guide,
+    read_outputs,
 )
 
 MAX_TOKENS = 4096
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 64
+MAX_BIASES = 10_000
 TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 
 
@@ -147,7 +151,9 @@ def _read_bias(value: Mapping[str, float] | None) -> dict[int, float]:
 
 
 _STOPS = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}
-_BIAS = {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}}
+_STOP = either({"type": "string"}, _STOPS, {"type": "null"}, description="Empty ones are ignored.")
+_ONE_BIAS = {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}}
+_BIAS = typed("object", patternProperties=_ONE_BIAS, additionalProperties=False, maxProperties=MAX_BIASES)
 _LOGPROBS: Any = {"minimum": 0, "maximum": MAX_TOP_LOGPROBS}
 MODEL = plain("model", "string", "", "One of `/v1/models`; any other name means the default one.")
 MESSAGES = Field("messages", _messages, needed=True)
@@ -161,10 +167,8 @@ SAMPLING: tuple[Field | Clamped, ...] = (
     Clamped("repetition_penalty", 0.01, 100, 1.0),
     Clamped("presence_penalty", -2, 2, 0.0),
     Clamped("frequency_penalty", -2, 2, 0.0),
-    Field("logit_bias", typed("object", patternProperties=_BIAS, additionalProperties=False), _read_bias),
-    Field(
-        "stop", either({"type": "string"}, _STOPS, {"type": "null"}, description="Empty ones are ignored."), _read_stops
-    ),
+    Field("logit_bias", _BIAS, _read_bias),
+    Field("stop", _STOP, _read_stops),
     Field("stop_token_ids", lambda settings: _ids(settings) | typed("array"), lambda value: tuple(value or ())),
     plain("ignore_eos", "boolean", False, "Whether the model's own end of an answer is passed over."),
     Field("seed", typed("integer", description="Modulo 2^63; null or below 0: another each time."), _read_seed),
@@ -178,7 +182,8 @@ OPENAI: tuple[Field, ...] = (
     plain("cache_salt", "string", meaning="Cached prefixes are shared only among requests with the same one."),
     plain("include_tool_calls", "boolean", False, "Whether calls that the model made appear as `executed_tools`."),
     Field("response_format", FORMAT, partial(read_format, field="response_format")),
-    *(Field(name, shape, read_guide(kind, name)) for name, (kind, shape) in GUIDES.items()),
+    Field("structured_outputs", OUTPUTS, read_outputs),
+    *(Field(f"guided_{name}", shape, read_guide(kind, f"guided_{name}")) for name, (kind, shape) in GUIDES.items()),
     refused("suffix", ""),
     refused("min_tokens", 0),
 )
@@ -247,9 +252,7 @@ class Parsed:
         given = [value for value in self.values.values() if isinstance(value, Grammar)]
         call = read_calls(self.values.get("tools") or [], self.values.get("tool_choice"))
         given += [] if call is None else [call]
-        if len(given) > 1:
-            raise InvalidRequestError(given[1].field, f"is one too many beside {given[0].field}")
-        return given[0] if given else None
+        return only(given)
 
     def params(self, **others: Any) -> SamplingParams:
         """The sampling parameters."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nanochat_serve.protocols import ChatBackend, Finished
@@ -15,49 +17,35 @@ class ServerMetrics:
     """What `/metrics` shows and `/stats` adds up."""
 
     def __init__(self, backend: ChatBackend) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("nanochat_requests", "Chat requests by outcome", ["outcome"], registry=registry)
-        self.tokens = Counter("nanochat_completion_tokens", "Tokens written", registry=registry)
-        self.prompt_tokens = Counter("nanochat_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.prefix_tokens = Counter(
-            "nanochat_prefix_tokens", "Tokens of prompts that were in the cache already", registry=registry
-        )
-        self.prefix_hits = Counter(
-            "nanochat_prefix_hits", "Answers whose prompt began with something in the cache", registry=registry
-        )
-        self.first_token_s = Histogram(
-            "nanochat_time_to_first_token_seconds",
-            "From admission to the first event",
-            buckets=FIRST_TOKEN_S,
-            registry=registry,
-        )
-        self.between_tokens_s = Histogram(
-            "nanochat_inter_token_seconds",
-            "Between two events of an answer",
-            buckets=BETWEEN_TOKENS_S,
-            registry=registry,
-        )
-        self.request_s = Histogram(
-            "nanochat_request_seconds", "From admission to the end", buckets=REQUEST_S, registry=registry
-        )
-        gauges = {
-            "running_requests": ("Answers being written", lambda: backend.status().num_running),
-            "queue_requests": ("Requests that wait for a worker", lambda: backend.status().num_waiting),
-            "workers": ("Workers", lambda: len(backend.status().workers)),
-            "workers_ready": ("Workers that answer", lambda: sum(w.ready for w in backend.status().workers)),
-            "worker_restarts": (
-                "Workers started again",
-                lambda: sum(worker.num_restarts for worker in backend.status().workers),
-            ),
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Chat requests by outcome", "outcome")
+        self.tokens = self._counter("completion_tokens", "Tokens written")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
+        self.prefix_tokens = self._counter("prefix_tokens", "Tokens of prompts that were in the cache already")
+        self.prefix_hits = self._counter("prefix_hits", "Answers whose prompt began with something in the cache")
+        self.wrong_keys = self._counter("wrong_keys", "Requests with a wrong API key")
+        self.refused_connections = self._counter("refused_connections", "Connections beyond the bounds")
+        self.first_token_s = self._histogram("time_to_first_token", "From admission to the first event", FIRST_TOKEN_S)
+        self.between_tokens_s = self._histogram("inter_token", "Between two events of an answer", BETWEEN_TOKENS_S)
+        self.request_s = self._histogram("request", "From admission to the end", REQUEST_S)
+        status = backend.status
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "running_requests": ("Answers being written", lambda: status().num_running),
+            "queue_requests": ("Requests that wait for a worker", lambda: status().num_waiting),
+            "workers": ("Workers", lambda: len(status().workers)),
+            "workers_ready": ("Workers that answer", lambda: sum(worker.ready for worker in status().workers)),
+            "worker_restarts": ("Workers started again", lambda: sum(w.num_restarts for w in status().workers)),
         }
         for name, (meaning, value) in gauges.items():
-            Gauge(f"nanochat_{name}", meaning, registry=registry).set_function(value)
-        self.wrong_keys = Counter("nanochat_wrong_keys", "Requests with a wrong API key", registry=registry)
-        self.refused_connections = Counter(
-            "nanochat_refused_connections", "Connections beyond the bounds", registry=registry
-        )
+            Gauge(f"nanochat_{name}", meaning, registry=self.registry).set_function(value)
         self.num_tokens = 0
         self.num_requests = 0
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"nanochat_{name}", meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"nanochat_{name}_seconds", meaning, buckets=buckets, registry=self.registry)
 
     def count_tokens(self, finished: Finished) -> None:
         """Adds up what one answer took."""

@@ -116,6 +116,8 @@ def _check_list(value: list[Any], schema: Schema, field: str) -> None:
 def _check_object(value: Mapping[str, Any], schema: Schema, field: str) -> None:
     inner = "" if field == "body" else f"{field}."
     known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    if len(value) > (most := schema.get("maxProperties", math.inf)):
+        raise InvalidRequestError(field, f"has {len(value)} entries, at most {most} are taken")
     for name, item in value.items():
         own = known.get(name) or next((own for pattern, own in patterns.items() if re.search(pattern, name)), None)
         if own is not None:

@@ -21,12 +21,13 @@ TEXT_FORMAT = typed(
     "object", properties={"format": either(NULL, _PLAIN, object_of(type={"const": "json_schema"}, schema=OBJECT))}
 )
 GUIDES: dict[str, tuple[Literal["json_schema", "regex", "choice", "lark"], Schema]] = {
-    "guided_json": ("json_schema", either(NULL, OBJECT, TEXT)),
-    "guided_regex": ("regex", typed("string", minLength=1)),
-    "guided_choice": ("choice", typed("array", items=TEXT | {"minLength": 1}, minItems=1, maxItems=1000)),
-    "guided_grammar": ("lark", typed("string", minLength=1)),
+    "json": ("json_schema", either(NULL, OBJECT, TEXT)),
+    "regex": ("regex", typed("string", minLength=1)),
+    "choice": ("choice", typed("array", items=TEXT | {"minLength": 1}, minItems=1, maxItems=1000)),
+    "grammar": ("lark", typed("string", minLength=1)),
 }
-"""vLLM's fields."""
+"""vLLM's: each is a field `guided_<name>`, and a property of the newer `structured_outputs`."""
+OUTPUTS = typed("object", properties={name: shape for name, (_, shape) in GUIDES.items()})
 _NAME: Schema = TEXT | {"pattern": "^[a-zA-Z0-9_-]{1,64}$"}
 _FUNCTION = object_of({"description": typed("string"), "parameters": typed("object")}, name=_NAME)
 TOOLS = typed("array", items=object_of(type={"const": "function"}, function=_FUNCTION), maxItems=64)
@@ -53,6 +54,21 @@ def read_guide(kind: Literal["json_schema", "regex", "choice", "lark"], field: s
         return None if value is None else Grammar(kind, value, field)
 
     return read
+
+
+def read_outputs(value: Mapping[str, Any] | None) -> Grammar | None:
+    """The one property that is given; raises `InvalidRequestError` for two."""
+    made = [
+        read_guide(kind, f"structured_outputs.{name}")((value or {}).get(name)) for name, (kind, _) in GUIDES.items()
+    ]
+    return only([grammar for grammar in made if grammar is not None])
+
+
+def only(given: Sequence[Grammar]) -> Grammar | None:
+    """The first one, which must be the last; raises `InvalidRequestError` naming the second."""
+    if len(given) > 1:
+        raise InvalidRequestError(given[1].field, f"is one too many beside {given[0].field}")
+    return given[0] if given else None
 
 
 def read_calls(tools: Sequence[Mapping[str, Any]], choice: Any) -> Grammar | None:

@@ -75,7 +75,9 @@ class Worker:
             self._send(request_id, error)
         except Exception as error:
             LOG.error("an answer failed: %s", where(error))
-            if self._backend.status().ready:
+            if isinstance(error, MemoryError):
+                self.fail("it is out of memory")  # and whatever it does next may fail too
+            elif self._backend.status().ready:
                 self._send(request_id, error)
             else:
                 self.fail()  # in place of the error: it ends all answers, once nothing is sent here any more
@@ -100,11 +102,11 @@ class Worker:
             await asyncio.sleep(BEAT_S)
         self.fail()
 
-    def fail(self) -> None:
-        """Says, once, that the backend has failed, so that the worker is replaced."""
+    def fail(self, reason: str = "its backend has failed") -> None:
+        """Says, once, why the worker must be replaced."""
         if not self._failed:
             self._failed = True
-            _say(self._out, {"failed": "its backend has failed"})
+            _say(self._out, {"failed": reason})
 
 
 async def serve(factory: str, arguments: dict[str, Any], commands: int, out: BinaryIO) -> None:

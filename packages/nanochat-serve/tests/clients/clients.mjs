@@ -1,11 +1,12 @@
 // The JavaScript clients against a server, each as its documentation shows:
 //
-//     npm install openai ai @ai-sdk/openai-compatible
+//     npm install openai ai @ai-sdk/openai-compatible zod
 //     node clients.mjs http://127.0.0.1:8000 [KEY]
 import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateObject, generateText, streamText, tool } from "ai";
 import OpenAI from "openai";
+import { z } from "zod";
 
 const baseURL = `${process.argv[2]}/v1`;
 const apiKey = process.argv[3] ?? "none";
@@ -29,4 +30,16 @@ assert.ok(whole.usage.outputTokens <= 8);
 const streamed = streamText({ model, messages, maxOutputTokens: 8 });
 for await (const piece of streamed.textStream) assert.equal(typeof piece, "string");
 assert.ok((await streamed.usage).outputTokens <= 8);
-console.log("AI SDK: generateText, streamText");
+const mood = z.object({ mood: z.enum(["good", "bad"]), sure: z.boolean() });
+const compatible = createOpenAICompatible({ name: "nanochat", baseURL, apiKey, supportsStructuredOutputs: true })("any");
+const { object } = await generateObject({ model: compatible, schema: mood, prompt: "Hi", maxOutputTokens: 60 });
+assert.equal(typeof object.sure, "boolean");
+const tools = { tellMood: tool({ description: "Tells it.", inputSchema: mood }) };
+for (const toolChoice of ["required", { type: "tool", toolName: "tellMood" }]) {
+  const { toolCalls, finishReason } = await generateText({ model, tools, toolChoice, prompt: "Hi", maxOutputTokens: 60 });
+  assert.equal(finishReason, "tool-calls");
+  mood.parse(toolCalls[0].input);
+  const calls = await streamText({ model, tools, toolChoice, prompt: "Hi", maxOutputTokens: 60 }).toolCalls;
+  mood.parse(calls[0].input);
+}
+console.log("AI SDK: generateText, streamText, generateObject, tools");

@@ -23,6 +23,22 @@ from typing import Any
 URL, KEY = sys.argv[1].rstrip("/"), sys.argv[2] if len(sys.argv) > 2 else "none"
 V1 = f"{URL}/v1"
 ASKED = [{"role": "user", "content": "Say something."}]
+MOOD = {
+    "title": "Mood",
+    "description": "How one feels.",
+    "type": "object",
+    "properties": {"mood": {"enum": ["good", "bad"]}, "sure": {"type": "boolean"}},
+    "required": ["mood", "sure"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "mood", "schema": MOOD, "strict": True}}
+TOOLS = [{"type": "function", "function": {"name": "tell_mood", "description": "Tells it.", "parameters": MOOD}}]
+
+
+def check_mood(value: str | dict[str, Any]) -> None:
+    mood = json.loads(value) if isinstance(value, str) else value
+    assert mood["mood"] in ("good", "bad")
+    assert isinstance(mood["sure"], bool)
 
 
 def openai() -> str:
@@ -41,7 +57,18 @@ def openai() -> str:
     assert text.choices[0].text.startswith("Once")
     response = client.responses.create(model=model.id, input="Hi", max_output_tokens=8)
     assert response.status in ("completed", "incomplete")
-    return "models, chat, stream, n, logprobs, completions with echo, responses"
+    asked: dict[str, Any] = {"model": model.id, "messages": ASKED, "max_tokens": 60}
+    check_mood(client.chat.completions.create(**asked, response_format=FORMAT).choices[0].message.content)
+    [call] = client.chat.completions.create(**asked, tools=TOOLS, tool_choice="required").choices[0].message.tool_calls
+    check_mood(call.function.arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "noted"}
+    called = {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
+    client.chat.completions.create(**asked | {"messages": [*ASKED, called, result]}, tools=TOOLS, tool_choice="none")
+    shape = {"format": {"type": "json_schema", "name": "mood", "schema": MOOD, "strict": True}}
+    check_mood(client.responses.create(model=model.id, input="Hi", text=shape).output_text)
+    guided = client.completions.create(model=model.id, prompt="I am", extra_body={"guided_choice": [" well", " ill"]})
+    assert guided.choices[0].text in (" well", " ill")
+    return "models, chat, stream, n, logprobs, completions with echo, responses, response_format, tools, guided_choice"
 
 
 def litellm() -> str:
@@ -52,7 +79,12 @@ def litellm() -> str:
     assert answer.usage.completion_tokens <= 8
     chunks = list(litellm.completion(messages=ASKED, stream=True, **given))
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
-    return "completion, stream"
+    given["max_tokens"] = 60
+    check_mood(litellm.completion(messages=ASKED, response_format=FORMAT, **given).choices[0].message.content)
+    called = litellm.completion(messages=ASKED, tools=TOOLS, tool_choice="required", **given).choices[0]
+    assert called.finish_reason == "tool_calls"
+    check_mood(called.message.tool_calls[0].function.arguments)
+    return "completion, stream, response_format, tools"
 
 
 def langchain() -> str:
@@ -64,21 +96,28 @@ def langchain() -> str:
     assert sum(1 for _ in chat.stream("Hi")) > 0
     OpenAI(model="any", base_url=V1, api_key=KEY, max_tokens=4).invoke("Once")
     ChatOpenAI(model="any", base_url=V1, api_key=KEY, use_responses_api=True).invoke("Hi")
-    return "ChatOpenAI, stream, OpenAI, responses"
+    wide = ChatOpenAI(model="any", base_url=V1, api_key=KEY, max_completion_tokens=60, use_responses_api=False)
+    check_mood(wide.with_structured_output(MOOD, method="json_schema").invoke("Hi"))
+    check_mood(wide.with_structured_output(MOOD, method="function_calling").invoke("Hi"))
+    bound = wide.bind_tools(TOOLS, tool_choice="tell_mood")
+    check_mood(bound.invoke("Hi").tool_calls[0]["args"])
+    check_mood("".join(piece["args"] or "" for part in bound.stream("Hi") for piece in part.tool_call_chunks))
+    return "ChatOpenAI, stream, OpenAI, responses, with_structured_output, bind_tools"
 
 
 def llm() -> str:
     import llm
 
     home = Path(os.environ["LLM_USER_PATH"])
-    entry = {"model_id": "nanochat", "model_name": "any", "api_base": V1}
+    entry = {"model_id": "nanochat", "model_name": "any", "api_base": V1, "supports_schema": True}
     (home / "extra-openai-models.yaml").write_text(json.dumps([entry]))
     model = llm.get_model("nanochat")
     model.key = KEY
     conversation = model.conversation()
     conversation.prompt("Hi", max_tokens=8).text()
     conversation.prompt("And?", max_tokens=8, stream=False).text()
-    return "conversation, streamed and not"
+    check_mood(model.prompt("Hi", schema=MOOD, max_tokens=60).text())
+    return "conversation, streamed and not, schema"
 
 
 def lm_eval() -> str:

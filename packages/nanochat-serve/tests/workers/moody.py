@@ -1,13 +1,18 @@
 """What the pool's tests run in worker processes: an echo that dies, raises, hangs or says how it is when told to."""
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from nanochat_serve import BackendStatus, ContextLengthError, Finished, TextDelta
 from nanochat_serve.testing import ScriptedBackend
+
+with contextlib.suppress(ImportError):  # Windows
+    import resource
 
 
 class Moody(ScriptedBackend):
@@ -26,6 +31,10 @@ class Moody(ScriptedBackend):
         if said == "fail":
             self.ready = False
             await asyncio.sleep(3600)
+        if said == "starve":
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+            self.held = bytearray(1 << 30)
         if said == "hang":
             self.steps, self.num_running = 7, 1  # and no more of them
             await asyncio.sleep(3600)

@@ -30,7 +30,10 @@ class Settings(RunSettings):
     window_pattern: str = "SSSL"
     """Attention windows tiled over the layers: S a quarter, L all of a row."""
     variant: Literal["modern", "classic"] = "modern"
-    """The reference's current architecture, or its first release's, which transformers knows."""
+    """The reference's current architecture, or its first release's, which transformers and vLLM know."""
+    smear: bool = True
+    """Add a share of the previous token's embedding (modern variant); without it only attention looks back, which
+    programs that batch in other ways can count on."""
     num_iterations: int | None = None
     """Optimizer steps; default: from --target-flops, else from the ratio."""
     target_flops: float | None = None

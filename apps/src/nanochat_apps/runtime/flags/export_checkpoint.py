@@ -18,8 +18,8 @@ class Settings:
     out: tyro.conf.Positional[Path]
     """Directory to make (onnx: file)."""
     target: Annotated[Literal["bundle", "transformers", "onnx"], tyro.conf.arg(name="to")] = "bundle"
-    """bundle: all a model needs, for our programs, and for transformers where it has a place for the model;
-    transformers: the same, but refused with the reason where it has none; onnx: logits for token ids."""
+    """bundle: all a model needs, for our programs and transformers; transformers: the same, refused with the reason where
+    transformers and vLLM need our package to load it, as for the modern variant; onnx: logits for token ids."""
     source: Annotated[Source, tyro.conf.arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
