@@ -63,7 +63,7 @@ def name_of(page: Path) -> str:
 
 NOT_RUN = {"results.md", "mirror.md"}
 """Their commands take hours, or a network; test_mirror.py runs the mirror's check."""
-RUN = [p for p in PAGES if {kind.split()[0] for kind, _ in blocks(p)} & {"sh", "python"} and p.name not in NOT_RUN]
+RUN = [page for page in PAGES if of_kind(page, "sh") + of_kind(page, "python") and page.name not in NOT_RUN]
 
 
 def test_links_lead_somewhere_and_every_block_has_a_kind():
@@ -93,7 +93,7 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if of_kind(page, "sh needs-gpu")], ids=name_of)
 def test_what_needs_a_gpu_has_flags_that_exist(page):
-    for line in "".join(of_kind(page, "sh needs-gpu")).splitlines():
+    for line in "".join(of_kind(page, "sh needs-gpu")).replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         assert words[:2] == ["uv", "run"], line
         words = words[2:]

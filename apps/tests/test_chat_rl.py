@@ -170,7 +170,7 @@ def test_the_trial_step_of_rl_has_rows_as_long_as_the_context(chat_model, monkey
 @pytest.mark.parametrize(
     ("task", "complaint"),
     [
-        ("nowhere.py:Task", "no such file"),
+        ("nowhere.py:Task", "the file does not exist"),
         ("{own}:Missing", "must be a nanochat_data.Task"),
         ("{own}:broken", "must be a nanochat_data.Task"),
         ("{own}.jsonl", "no grader"),

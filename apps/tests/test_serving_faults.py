@@ -55,6 +55,7 @@ def test_clients_that_leave_leave_no_row(checkpoint: Path, num_clients: int) -> 
 
         async def leave() -> bool:
             asked = body(n=chance.choice([1, 1, 3]), max_tokens=100, temperature=2)
+            asked |= {"guided_regex": "([a-z]+ )+"} if chance.random() < 0.3 else {}
             if chance.random() < 0.5:  # after so many lines of a stream
                 async with client.post(chance.choice(CHATS), json=asked | {"stream": True}) as response:
                     for _ in range(chance.randrange(20)):

@@ -163,15 +163,26 @@ def test_group_rates_follow_the_width_and_the_batch():
 
 def test_schedules_at_worked_steps():
     assert schedules.lr_multiplier(0, 1000) == pytest.approx(1 / 40)
-    assert schedules.lr_multiplier(349, 1000) == 1.0
+    assert (
+        schedules.lr_multiplier(39, 1000)
+        == schedules.lr_multiplier(40, 1000)
+        == schedules.lr_multiplier(349, 1000)
+        == 1.0
+    )
     assert schedules.lr_multiplier(675, 1000) == pytest.approx(0.5 + 0.5 * 0.05)
     assert schedules.muon_momentum(0, 1000) == 0.85
     assert schedules.muon_momentum(200, 1000) == pytest.approx(0.91)  # the ramp wins over the warm-down
     assert schedules.muon_momentum(675, 1000) == pytest.approx(0.935)
+    assert schedules.weight_decay_multiplier(0, 1000) == 1.0
+    assert schedules.weight_decay_multiplier(250, 1000) == pytest.approx(0.5 + math.sqrt(0.125))
     assert schedules.weight_decay_multiplier(500, 1000) == pytest.approx(0.5)
     assert schedules.sft_lr_multiplier(0.25) == 1.0
     assert schedules.sft_lr_multiplier(0.75) == pytest.approx(0.5)
     assert schedules.sft_muon_momentum(150) == pytest.approx(0.90)
+    fine_tuning = schedules.FineTuning(progress=lambda: 0.25, num_iterations=100, lr_scale=0.5)
+    assert fine_tuning.rates(75) == schedules.StepRates(lr_multiplier=0.25, muon_momentum=0.85 + 0.1 * 75 / 300)
+    rates = schedules.PolicyGradient(num_iterations=20, lr_scale=0.1).rates(5)
+    assert rates == schedules.StepRates(lr_multiplier=pytest.approx(0.075), muon_momentum=0.95)
 
 
 @given(step=st.integers(0, 5000), num_iterations=st.integers(1, 5000))

@@ -11,7 +11,8 @@ from nanochat_serve.shapes import Schema, either, object_of, typed
 
 TEXT: Schema = {"type": "string"}
 TEXT_PART = object_of(type={"enum": ["text", "input_text", "output_text"]}, text=TEXT)
-TOOL_PART = object_of(type={"enum": ["python", "python_output"]}, text=TEXT)
+TOOL_KINDS = ["python", "python_output"]
+TOOL_PART = object_of(type={"enum": TOOL_KINDS}, text=TEXT)
 CALLS = typed("array", items=object_of(function=object_of(name=TEXT, arguments=TEXT)))
 
 
@@ -73,10 +74,9 @@ def with_system(turns: Sequence[Mapping[str, Any]], text: str) -> tuple[Mapping[
 def _read_content(message: Mapping[str, Any]) -> Content:
     content: Content = message.get("content") or ""
     if isinstance(content, list):
-        kinds = {kind: kind for kind in ("python", "python_output")}
-        parts = [{"type": kinds.get(part["type"], "text"), "text": part["text"]} for part in content]
-        plain = all(part["type"] == "text" for part in parts)
-        content = "".join(part["text"] for part in parts) if plain else parts
+        kinds = [part["type"] if part["type"] in TOOL_KINDS else "text" for part in content]
+        parts = [{"type": kind, "text": part["text"]} for kind, part in zip(kinds, content, strict=True)]
+        content = parts if set(kinds) - {"text"} else "".join(part["text"] for part in parts)
     calls = message.get("tool_calls") if message["role"] == "assistant" else None
     functions = [call["function"] for call in calls or []]
     lines = [f"{function['name']} {function['arguments']}" for function in functions]

@@ -110,8 +110,13 @@ POSTS: dict[str, tuple[str, Sequence[Field | Clamped], Schema | None, str | None
 """Path to summary, fields, answer, and what a stream is."""
 
 GETS: dict[str, tuple[str, Schema, str, tuple[int, ...]]] = {
-    "/v1/models": ("The one model", object_of(object={"const": "list"}, data=_list(MODEL)), "application/json", ()),
-    "/v1/models/{name}": ("The model under its name", MODEL, "application/json", (404,)),
+    "/v1/models": (
+        "The models; mostly one",
+        object_of(object={"const": "list"}, data=_list(MODEL)),
+        "application/json",
+        (),
+    ),
+    "/v1/models/{name}": ("A model under its name", MODEL, "application/json", (404,)),
     "/tokenizer_info": ("What a client needs to know of the tokenizer", OBJECT, "application/json", (404,)),
     "/stats": ("Workers, queue, tokens since the start, defaults", STATS, "application/json", ()),
     "/metrics": ("Counters and histograms in Prometheus' format", STRING, "text/plain", ()),

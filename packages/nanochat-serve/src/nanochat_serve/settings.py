@@ -65,4 +65,4 @@ class ServerSettings:
     log_conversations: bool = False
     """Whether what is asked and answered goes to the log."""
     model_name: str = "nanochat"
-    """What the OpenAI endpoints call the model."""
+    """What the OpenAI endpoints call the model; of several, the one for requests that name none of them."""
