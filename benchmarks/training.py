@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from nanochat_apps.runtime import device as devices
-from nanochat_apps.runtime import process
+from nanochat_apps.runtime import process, training_model
 from nanochat_apps.runtime.roofline import measure_matmul_flops
-from nanochat_apps.runtime.training_model import TrainedModel
 from nanochat_data import Prefetcher, PretrainLoader, TokenShards, open_text_source
 from nanochat_data.synthetic import TinyWorld
 from nanochat_model import GPT, GPTConfig, kernels
@@ -93,7 +92,7 @@ def make_loop(
     optimizer = MuonAdamW(groups, compute_dtype=dtype, compiled=compiled)
     loop = Trainer(model, optimizer, loader, stage, device=DEVICE)
     if compiled:
-        compile_loss(loop, model)
+        loop.model = training_model.compiled(model, model.loss)
     return loop, model
 
 
@@ -117,12 +116,6 @@ def step_seconds(
 
     loop.fit(on_step, should_stop=lambda: loop.step - first >= rounds + warmup)
     return durations[warmup:]
-
-
-def compile_loss(loop: Trainer, model: GPT) -> None:
-    if DEVICE.type == "cpu":
-        kernels.load()
-    loop.model = TrainedModel(model=model, loss=torch.compile(model.loss, dynamic=False), compiled=True)
 
 
 def time_optimizer(loop: Trainer) -> list[float]:

@@ -31,7 +31,9 @@ def rendered(page: str, results: Path) -> str:
             raise ValueError(f"unknown benchmark {match[2]}; choose from {', '.join(CATALOG)}")
         reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"*/{match[2]}.json"))]
         sections = [section(report, CATALOG[match[2]]) for report in reports] or ["Not measured yet."]
-        return f"{match[1]}\n" + "\n\n".join(sections) + f"\n\n{match[3]}"
+        return match[1] + "\n".join(
+            ["", *"\n\n".join(sections).splitlines(), "", match[3]] if reports else [*sections, match[3]]
+        )
 
     return MARKED.sub(renew, page)
 

@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Only the language of a code block is for the site; the words after it are for tests/test_docs.py."""
-    return re.sub(r"^```(\w+) .+$", r"```\1", markdown, flags=re.MULTILINE)
+    return re.sub(r"^( *```\w+) .+$", r"\1", markdown, flags=re.MULTILINE)
 
 
 def helps() -> Iterator[tuple[str, str]]:

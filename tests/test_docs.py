@@ -81,6 +81,14 @@ def test_links_lead_somewhere_and_every_block_has_a_kind():
             json.loads(example)
 
 
+def test_files_that_pages_name_are_there():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {path for file in listed.split() for path in (file, *("/".join(file.split("/")[i:]) for i in range(9)))}
+    for page in PAGES:
+        named = re.findall(r"`([\w./-]+\.(?:py|js|mjs|sh|cfg|service|slurm))`", page.read_text(encoding="utf-8"))
+        assert not {name for name in named if name not in files | {"shouting.py"}}, page
+
+
 def test_every_page_is_in_the_navigation():
     def pages(nav: object) -> set[str]:
         if isinstance(nav, str):

@@ -79,15 +79,23 @@ def trained(model: GPT, settings: RunSettings, *, num_steps: int, bos_id: int | 
     if settings.activation_checkpointing == "on" or (settings.activation_checkpointing == "auto" and wanted):
         checkpoint_activations(model)
     loss = packed_loss(model, bos_id)
-    compiled = settings.compile == "on" or (settings.compile == "auto" and num_steps >= COMPILE_PAYS_AFTER_STEPS)
-    if not compiled or model.device.type == "mps":
+    wanted = settings.compile == "on" or (settings.compile == "auto" and num_steps >= COMPILE_PAYS_AFTER_STEPS)
+    if not wanted or model.device.type == "mps":
         return TrainedModel(model=model, loss=loss)
     if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         print("no C++ compiler found: training runs eagerly, about a fifth slower", file=sys.stderr)
         return TrainedModel(model=model, loss=loss)
-    if model.device.type == "cpu":
-        kernels.load()
     print("compiling the training step; the first one takes about a minute", file=sys.stderr)
+    return compiled(model, loss)
+
+
+def compiled(model: GPT, loss: Callable[..., torch.Tensor]) -> TrainedModel:
+    """The model with this loss of its own compiled, on a CPU with the C++ kernels."""
+    if model.device.type == "cpu" and kernels.load():
+        from torch._inductor import config as inductor  # seconds to import
+
+        # What has compiled for this very CPU need not be tried on each of its instruction sets, which takes eight seconds.
+        inductor.cpp.vec_isa_ok = True
     return TrainedModel(model=model, loss=torch.compile(loss, dynamic=False), compiled=True)
 
 

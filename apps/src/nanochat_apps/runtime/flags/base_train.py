@@ -52,7 +52,8 @@ class Settings(RunSettings):
     packing: Literal["pack", "crop"] = "pack"
     """pack keeps all text; crop drops what does not fit, as the reference does."""
     document_mask: bool = False
-    """No token sees another document of its packed row, in training and validation; the reference lets them see."""
+    """No token sees another document of its packed row, in training and validation; the reference lets them see.
+    On a GPU attention then reads a mask, which is slower."""
     eval_every: int = 250
     """Steps between evaluations of validation bits per byte, from step 0 on; 0 or -1: never."""
     eval_tokens: int = 80 * 524_288

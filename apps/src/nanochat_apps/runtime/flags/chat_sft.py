@@ -29,7 +29,8 @@ class Settings(RunSettings):
     warmdown_ratio: float = 0.5
     final_lr_frac: float = 0.0
     document_mask: bool = False
-    """No token sees another conversation of its packed row, in training and validation; the reference lets them see."""
+    """No token sees another conversation of its packed row, in training and validation; the reference lets them see.
+    On a GPU attention then reads a mask, which is slower."""
     warm_optimizer: bool = True
     """Start with the base run's optimizer state."""
     eval_every: int = 200
