@@ -81,7 +81,7 @@ def mix(model: GPT, limits: Limits, *, compile: bool) -> dict[str, object]:
         limits.measure()
         params = SamplingParams(max_tokens=128, top_k=50)
         full = measure_batch(engine, model, limits, MAX_ROWS, mean_context - 64, params)
-        prefill_tok_per_s = measure_prefill(model, limits, 512)
+        prefill_tok_per_s = measure_prefill(model, limits, 512, compile=compile)
         for request in requests:
             engine.submit(request)
         start, said = limits.clock(), 0

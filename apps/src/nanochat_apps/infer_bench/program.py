@@ -53,7 +53,7 @@ def bench(settings: Settings) -> int:
     compile_s = wait_until_compiled(engine) if settings.compile else None
     limits = Limits(where, dtype, time.perf_counter if settings.clock == "wall" else time.process_time)
     limits.measure()
-    prefill_tok_per_s = measure_prefill(prepared, limits, prefill_tokens)
+    prefill_tok_per_s = measure_prefill(prepared, limits, prefill_tokens, compile=settings.compile)
     runs = []
     for batch_size in settings.batch_sizes:
         limits.measure()

@@ -11,6 +11,7 @@ from nanochat_model import GPT
 
 from nanochat_apps.runtime.roofline import Limits, peak_memory_bytes
 
+WARM_UP_ROUNDS = 2
 COMPILE_LIMIT_S = 3600.0
 
 
@@ -98,18 +99,23 @@ def measure_batch(
     )
 
 
-def measure_prefill(model: GPT, limits: Limits, num_tokens: int, *, rounds: int = 3) -> float:
-    """Tokens per second of a prompt computed in one step; the median of some rounds."""
+def measure_prefill(model: GPT, limits: Limits, num_tokens: int, *, compile: bool = False, rounds: int = 5) -> float:
+    """Tokens per second of a prompt computed in one step; the median of some rounds after two that warm up."""
     vocab_size = model.config.vocab_size
-    engine = Engine(model, NoEnds(vocab_size), tools={}, max_rows=1, prefix_rows=0, prefill_tokens=num_tokens)
+    engine = Engine(
+        model, NoEnds(vocab_size), tools={}, max_rows=1, prefix_rows=0, prefill_tokens=num_tokens, compile=compile
+    )
+    if compile:
+        wait_until_compiled(engine)
     durations_s = []
-    for seed in range(rounds):
+    for seed in range(WARM_UP_ROUNDS + rounds):
         prompt = made_up_prompt(num_tokens, vocab_size, seed)
         engine.submit(Request(token_ids=prompt, params=SamplingParams(max_tokens=1, temperature=0.0)))
         start = limits.clock()
         engine.step()
         durations_s.append(limits.clock() - start)
-    return num_tokens / statistics.median(durations_s)
+    engine.close()
+    return num_tokens / statistics.median(durations_s[WARM_UP_ROUNDS:])
 
 
 def made_up_prompt(num_tokens: int, vocab_size: int, seed: int) -> list[int]:
